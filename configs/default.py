@@ -1,0 +1,42 @@
+"""A half-width VGG11 with BatchNorm on scikit-learn's 8x8 handwritten digits."""
+
+from vgg_flax import config
+
+
+def get_config() -> config.Config:
+    return config.Config(
+        model=config.ModelConfig(
+            variant="vgg11_bn",
+            num_classes=10,
+            in_channels=1,
+            width_multiplier=0.5,
+            fc_widths=(256, 256),
+            fc6_window=1,
+        ),
+        data=config.DataConfig(
+            name="digits",
+            train_split="train[:90%]",
+            validation_split="train[90%:]",
+            test_split="test",
+            batch_size=64,
+            eval_batch_size=64,
+            train_view="pad_crop",
+            train_scale=(32, 32),
+            crop_size=32,
+            test_scale=32,
+            padding=4,
+            flip=False,
+            mean=(0.305,),
+            std=(0.376,),
+            num_threads=2,
+            prefetch=8,
+        ),
+        optimizer=config.OptimizerConfig(
+            learning_rate=0.02,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=1.0,
+        ),
+        num_epochs=15.0,
+        log_every_steps=20,
+    )

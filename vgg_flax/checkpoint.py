@@ -1,0 +1,308 @@
+"""Checkpoints that say what they are and are checked: the only file that says orbax.
+
+A step's folder holds three items: `model` (params, batch_stats), `training` (the rest
+of the state) and `meta` (config, variant, preprocessing, classes, and of every leaf
+its shape, dtype and crc32; a flipped bit in an array restores without an error).
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import zlib
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vgg_flax.config import VGGFlaxError
+
+Tree = dict[str, Any]
+Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
+
+_ITEMS = ("model", "training")
+_MODEL_KEYS = ("params", "batch_stats")
+
+
+class CheckpointError(VGGFlaxError):
+    """A checkpoint that is missing, damaged, or of something else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a step's folder held, its crcs checked.
+
+    Attributes:
+      step: updates made.
+      leaves: of the items that were read, by path.
+      meta: what `Checkpoints.save` was given as such.
+    """
+
+    step: int
+    leaves: Leaves
+    meta: dict[str, Any]
+
+    @property
+    def variables(self) -> Tree:
+        """`{"params": ..., "batch_stats": ...}`, as `model.apply` takes them."""
+        chosen = {
+            k: v for k, v in self.leaves.items() if k.split("/")[0] in _MODEL_KEYS
+        }
+        return traverse_util.unflatten_dict(chosen, sep="/")
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, the newest and the best kept."""
+
+    def __init__(self, folder: epath.PathLike, keep: int):
+        self._folder = epath.Path(folder)
+        policies = [
+            preservation_policy.LatestN(keep),
+            preservation_policy.BestN(get_metric_fn=_top1, n=1),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_top1,
+                best_mode="max",
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()  # waits for a save under way, and raises its error
+
+    def save(
+        self, step: int, state: Any, meta: dict[str, Any], top1: float | None
+    ) -> None:
+        """Starts saving `state` as `step`; its buffers may be donated at once.
+
+        Args:
+          step: the number of updates made.
+          state: a pytree of arrays, equal on all devices.
+          meta: JSON-like; what the checkpoint is.
+          top1: on the validation split, for "best"; None if not evaluated.
+
+        Raises:
+          CheckpointError: the disk is full, or the folder is gone or read-only.
+        """
+        leaves = to_leaves(state)
+        meta = {**meta, "versions": _versions(), "leaves": _describe(leaves)}
+        items = {
+            item: ocp.args.StandardSave(_nest(_part(leaves, item))) for item in _ITEMS
+        }
+        args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
+        metrics = None if top1 is None else {"top1": top1}
+        try:
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+        except (OSError, ValueError) as error:
+            raise self._save_error(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk; raises CheckpointError if one failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._save_error(self._manager.latest_step(), error) from error
+
+    def steps(self) -> list[int]:
+        """The finished steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the highest validation top-1, if any was evaluated."""
+        return self._manager.best_step()
+
+    def read_newest(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint; None if there never was one.
+
+        Damaged ones are reported and moved to `damaged/` beside the folder.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                return self.read(step)
+            except CheckpointError as error:
+                logging.error("%s; falling back to the one before", error)
+                damaged.append(step)
+                self._set_aside(step)
+        if damaged:
+            raise CheckpointError(
+                f"all checkpoints in {self._folder} are damaged: steps {damaged}, now in "
+                f"{self._folder.parent / 'damaged'}; start anew in another --workdir"
+            )
+        return None
+
+    def read(self, step: int, items: tuple[str, ...] = _ITEMS) -> Checkpoint:
+        """Reads a step, checking each leaf's shape, dtype and crc32.
+
+        Raises:
+          CheckpointError: no such step, or something in it is damaged.
+        """
+        if step not in self.steps():
+            raise CheckpointError(
+                f"no checkpoint of step {step} in {self._folder}; it has {self.steps()}"
+            )
+        try:
+            meta_args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self._manager.restore(step, args=meta_args)["meta"]
+            described = {
+                path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+                for path, leaf in meta["leaves"].items()
+            }
+            targets = {
+                item: ocp.args.StandardRestore(_nest(_part(described, item)))
+                for item in items
+            }
+            restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
+            leaves: Leaves = {}
+            for item in items:
+                leaves |= traverse_util.flatten_dict(restored[item], sep="/")
+            found = _describe(leaves)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            first_line = str(error).splitlines()[:1]
+            raise CheckpointError(
+                f"checkpoint {self._folder / str(step)} cannot be read: "
+                f"{type(error).__name__}: {''.join(first_line)[:200]}"
+            ) from error
+        wrong = [path for path in found if found[path] != meta["leaves"][path]]
+        if wrong:
+            raise CheckpointError(
+                f"checkpoint {self._folder / str(step)} is damaged: {', '.join(wrong[:3])}"
+                f"{' and others' * (len(wrong) > 3)} differ from what was saved (crc32)"
+            )
+        return Checkpoint(step, leaves, meta)
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self._folder.parent / "damaged"
+            aside.mkdir(parents=True, exist_ok=True)
+            target = aside / str(step)
+            if target.exists():
+                target.rmtree()
+            (self._folder / str(step)).rename(target)
+        self._manager.reload()
+
+    def _save_error(self, step: int | None, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"cannot save step {step} in {self._folder}: {error}; the earlier steps "
+            f"{self.steps()} are intact: make room or access, then run again to resume"
+        )
+
+
+def exists(workdir: epath.PathLike) -> bool:
+    """Whether `workdir` is a run directory with checkpoints."""
+    return folder_of(workdir).is_dir()
+
+
+def folder_of(workdir: epath.PathLike) -> epath.Path:
+    """Where a run keeps its checkpoints."""
+    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
+
+
+def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
+    """The model part of a run's checkpoint: `step` a number, "last" or "best".
+
+    Raises:
+      CheckpointError: no run directory, no such step, or it is damaged.
+    """
+    if not exists(workdir):
+        raise CheckpointError(
+            f"{epath.Path(workdir)} has no folder 'checkpoints'; expected the "
+            "--workdir of a training run"
+        )
+    with Checkpoints(folder_of(workdir), keep=1_000_000) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise CheckpointError(f"{folder_of(workdir)} has no finished checkpoint")
+        if step == "best":
+            chosen = checkpoints.best_step()
+            if chosen is None:
+                raise CheckpointError(
+                    f"{folder_of(workdir)} has no best step: nothing was validated; "
+                    "use step='last'"
+                )
+        elif step == "last":
+            chosen = steps[-1]
+        elif isinstance(step, int):
+            chosen = step
+        else:
+            raise ValueError(f"step={step!r}; expected a number, 'last' or 'best'")
+        return checkpoints.read(chosen, items=("model",))
+
+
+def to_leaves(state: Any) -> Leaves:
+    """A pytree's leaves as host arrays of their own, by path."""
+    nested = flax.serialization.to_state_dict(state)
+    flat = traverse_util.flatten_dict(nested, sep="/")
+    # Copies: on CPU a view would alias buffers that the next step is given.
+    return {path: np.array(jax.device_get(leaf)) for path, leaf in flat.items()}
+
+
+def from_leaves(target: Any, leaves: Leaves) -> Any:
+    """`target`'s pytree with the values of `leaves`.
+
+    Raises:
+      CheckpointError: listing every missing, unexpected or misshapen leaf.
+    """
+    nested = flax.serialization.to_state_dict(target)
+    expected = traverse_util.flatten_dict(nested, sep="/", keep_empty_nodes=True)
+    full, problems = {}, [f"{p}: unexpected" for p in leaves if p not in expected]
+    for path, leaf in expected.items():
+        if leaf is traverse_util.empty_node:
+            full[path] = leaf
+        elif path not in leaves:
+            problems.append(f"{path}: missing")
+        elif leaves[path].shape != leaf.shape or leaves[path].dtype != leaf.dtype:
+            found = f"{leaves[path].shape} {leaves[path].dtype}"
+            problems.append(f"{path}: {found}, expected {leaf.shape} {leaf.dtype}")
+        else:
+            full[path] = leaves[path]
+    if problems:
+        raise CheckpointError(
+            "the checkpoint is of another net: " + "; ".join(problems)
+        )
+    nested = traverse_util.unflatten_dict(full, sep="/")
+    return flax.serialization.from_state_dict(target, nested)
+
+
+def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
+    model = item == "model"
+    return {
+        k: v for k, v in leaves.items() if (k.split("/")[0] in _MODEL_KEYS) == model
+    }
+
+
+def _nest(leaves: dict[str, Any]) -> Tree:
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _describe(leaves: Leaves) -> dict[str, dict[str, Any]]:
+    return {
+        path: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "crc32": zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8)),
+        }
+        for path, leaf in leaves.items()
+    }
+
+
+def _top1(metrics: dict[str, float]) -> float:
+    return metrics["top1"]
+
+
+def _versions() -> dict[str, str]:
+    names = ("vgg-flax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,1 @@
+"""Sources of labelled images: our own TFDS builder, tfrecord files, plain folders."""

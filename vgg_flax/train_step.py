@@ -1,0 +1,198 @@
+"""The training and evaluation steps as one replica sees them: pure functions.
+
+They know the mapped axis by its name and nothing of devices; `parallel` maps them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from vgg_flax import metrics, model, optimizer, parallel, preprocess
+from vgg_flax.config import Config, ConfigError, ModelConfig
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes. Random keys and the data position are not here:
+    they follow from the seed and `step`.
+    """
+
+    step: jax.Array  # int32, updates made so far
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    plateau: optimizer.Plateau
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def make_model(config: ModelConfig) -> model.VGG:
+    """The net that `config` describes.
+
+    Raises:
+      ConfigError: no such variant.
+    """
+    fields = dataclasses.asdict(config)
+    across = fields.pop("batch_norm_across_replicas")
+    try:
+        fields["variant"] = model.variant_name(config.variant)
+    except ValueError as error:
+        raise ConfigError(f"config.model.variant: {error}") from error
+    axis_name = parallel.AXIS_NAME if across else None
+    return model.VGG(**fields, batch_norm_axis=axis_name)
+
+
+def init_state(config: Config) -> TrainState:
+    """A new state, from `config.seed`; pass it to `jax.eval_shape` for shapes only."""
+    net = make_model(config.model)
+    side = net.smallest_image  # params don't depend on the size
+    images = jnp.zeros((1, side, side, net.in_channels), net.param_dtype)
+    variables = net.init(jax.random.key(config.seed), images)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.make_optimizer(config.optimizer).init(variables["params"]),
+        plateau=optimizer.init_plateau(),
+    )
+
+
+def make_train_step(
+    config: Config, schedule: optax.Schedule
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """The update for one replica's part of the global batch.
+
+    Args:
+      config: the run.
+      schedule: step -> learning rate, before the plateau's factor.
+
+    Returns:
+      `train_step(state, batch) -> (state, metrics)`. `batch` is what
+      `dataset.train_batches` yields. `metrics` holds sums over the global batch,
+      `loss` (cross entropy alone), `top1`, `top5`, `count`, and the scalars
+      `learning_rate`, `gradient_norm` and `parameter_norm` (of the new params).
+    """
+    net = make_model(config.model)
+    preprocessing = preprocess.Preprocessing.of(config.data)
+    transformation = optimizer.make_optimizer(config.optimizer)
+    pieces = config.optimizer.accumulation_steps
+
+    def loss_fn(
+        params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        images = preprocessing.normalize(
+            batch["image"], batch.get("color_shift"), net.param_dtype
+        )
+        logits, updates = net.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            example_index=batch["index"],
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        sums = metrics.sums(logits, batch["label"], batch["mask"])
+        return sums["loss"], (updates.get("batch_stats", {}), sums)
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+
+    def train_step(
+        state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        run = functools.partial(grad_fn, state.params, key=key)
+        batch_stats, grads, sums = _accumulate(run, state.batch_stats, batch, pieces)
+        # Sums over replicas, divided once: masked examples weigh nothing anywhere.
+        grads, sums = jax.lax.psum((grads, sums), parallel.AXIS_NAME)
+        count = jnp.maximum(sums["count"], 1)
+        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+        batch_stats = jax.lax.pmean(batch_stats, parallel.AXIS_NAME)
+
+        learning_rate = schedule(state.step) * optimizer.plateau_factor(
+            config.optimizer, state.plateau
+        )
+        direction, opt_state = transformation.update(
+            grads, state.opt_state, state.params
+        )
+        params = jax.tree.map(
+            lambda w, d: w - jnp.asarray(learning_rate, w.dtype) * d,
+            state.params,
+            direction,
+        )
+        new_state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return new_state, {
+            **sums,
+            "learning_rate": learning_rate,
+            "gradient_norm": optax.global_norm(grads),
+            "parameter_norm": optax.global_norm(params),
+        }
+
+    return train_step
+
+
+def make_eval_step(
+    config: Config,
+) -> Callable[[dict[str, Any], dict[str, jax.Array]], Metrics]:
+    """`eval_step(variables, batch) -> sums` over the global batch's unmasked examples.
+
+    Float32 (and float64) products are exact to their type on every device; TPUs and
+    GPUs would else round factors to bfloat16 and TF32.
+    """
+    net = make_model(config.model)
+    preprocessing = preprocess.Preprocessing.of(config.data)
+    precision = "default" if config.model.dtype == "bfloat16" else "highest"
+
+    def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> Metrics:
+        with jax.default_matmul_precision(precision):
+            images = preprocessing.normalize(batch["image"], dtype=net.param_dtype)
+            logits = net.apply(variables, images)
+        sums = metrics.sums(logits, batch["label"], batch["mask"])
+        return jax.lax.psum(sums, parallel.AXIS_NAME)
+
+    return eval_step
+
+
+def _accumulate(
+    grad_fn: Callable[..., Any], batch_stats: Any, batch: Any, pieces: int
+) -> tuple[Any, Any, Metrics]:
+    """Gradient and metric sums of a batch taken in `pieces` micro-batches.
+
+    A micro-batch is every `pieces`-th example: the same set of examples however the
+    global batch is cut over devices. BatchNorm sees them one after the other.
+
+    Args:
+      grad_fn: `(batch_stats, batch) -> (grads, (batch_stats, sums))`.
+    """
+    if pieces == 1:
+        grads, (batch_stats, sums) = grad_fn(batch_stats, batch)
+        return batch_stats, grads, sums
+
+    def add_piece(carry: Any, piece: Any) -> tuple[Any, None]:
+        batch_stats, totals = carry
+        grads, (batch_stats, sums) = grad_fn(batch_stats, piece)
+        return (batch_stats, jax.tree.map(jnp.add, totals, (grads, sums))), None
+
+    # [B, ...] -> [pieces, B / pieces, ...]
+    cut = jax.tree.map(
+        lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    first = jax.tree.map(lambda x: x[0], cut)
+    grads, (_, sums) = jax.eval_shape(grad_fn, batch_stats, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
+    (batch_stats, (grads, sums)), _ = jax.lax.scan(add_piece, (batch_stats, zeros), cut)
+    return batch_stats, grads, sums

@@ -1,0 +1,522 @@
+"""The training loop: resume, step, log, evaluate, save, test."""
+
+import dataclasses
+import math
+import shutil
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from vgg_flax import (
+    checkpoint,
+    dataset,
+    evaluation,
+    optimizer,
+    parallel,
+    preprocess,
+    report,
+    train_step,
+)
+from vgg_flax import config as config_lib
+from vgg_flax.config import Config, ConfigError, VGGFlaxError
+
+
+class NonFiniteError(VGGFlaxError):
+    """The loss, the gradients or the params stopped being numbers."""
+
+
+class Interrupted(VGGFlaxError):
+    """SIGINT or SIGTERM came, and the state was saved.
+
+    Attributes:
+      exit_code: 128 + the signal's number, as shells have it.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When a run does what, in steps."""
+
+    steps_per_epoch: float
+    total_steps: int
+    steps_per_eval: float
+    checkpoint_every_steps: int
+
+    @classmethod
+    def of(cls, config: Config, num_examples: int) -> "Plan":
+        """The plan of `config` for a training split of `num_examples`."""
+        steps_per_epoch = num_examples / config.data.batch_size
+        total = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
+        return cls(
+            steps_per_epoch,
+            total,
+            config.eval_every_epochs * steps_per_epoch,
+            config.checkpoint_every_steps,
+        )
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the validation split is due after `step` updates."""
+        passed = [math.floor(s / self.steps_per_eval) for s in (step - 1, step)]
+        return step > 0 and (passed[0] != passed[1] or step == self.total_steps)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` updates, evaluated or not."""
+        return self.evaluates_at(step) or step % self.checkpoint_every_steps == 0
+
+
+class Signals:
+    """Notes SIGINT and SIGTERM; a second one of a kind acts as it always does."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(number, self._previous[self.received])
+
+
+def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any]:
+    """Trains as `config` says, or resumes, or finds it done; returns the test record.
+
+    Args:
+      config: the run.
+      workdir: where `config.json`, `metrics.jsonl`, `curves.png`, `tensorboard/` and
+        `checkpoints/` are; made if missing. A run found there is continued.
+
+    Returns:
+      The last record of the test split: `step`, `loss`, `top1`, `top5`, `count`, ...
+
+    Raises:
+      VGGFlaxError: what the person at the keyboard can mend.
+    """
+    config = config_lib.check(config)
+    workdir = epath.Path(workdir).expanduser()
+    shard = dataset.Shard(jax.process_index(), jax.process_count())
+    _check_batch_sizes(config)
+    run = _Run(config, workdir, shard)
+    folder = checkpoint.folder_of(workdir)
+    with (
+        Signals() as signals,
+        checkpoint.Checkpoints(folder, config.keep_checkpoints) as checkpoints,
+    ):
+        run.start(checkpoints, signals)
+        try:
+            run.train()
+            return run.test()
+        finally:
+            run.log.close()
+
+
+class _Run:
+    """One call of `train_and_evaluate`: its parts, and the state as it goes along."""
+
+    def __init__(self, config: Config, workdir: epath.Path, shard: dataset.Shard):
+        data, num_classes = config.data, config.model.num_classes
+        self.config, self.workdir, self.shard = config, workdir, shard
+        self.train_split = dataset.open_split(data, data.train_split, num_classes)
+        self.test_split = dataset.open_split(data, data.test_split, num_classes)
+        self.validation_split = (
+            dataset.open_split(data, data.validation_split, num_classes)
+            if data.validation_split
+            else None
+        )
+        net = train_step.make_model(config.model)
+        if data.crop_size < net.smallest_image:
+            raise ConfigError(
+                f"config.data.crop_size={data.crop_size} is smaller than the net can "
+                f"take, {net.smallest_image} pixels with config.model.fc6_window="
+                f"{config.model.fc6_window}; raise it, or use "
+                f"--config.model.fc6_window={max(1, data.crop_size // 32)}"
+            )
+        self.plan = Plan.of(config, len(self.train_split))
+        self.abstract_state = jax.eval_shape(lambda: train_step.init_state(config))
+        self.state: Any = None
+        self.step = 0
+        self.evaluated = True  # whether the evaluation due at `step` was made
+
+    def start(self, checkpoints: checkpoint.Checkpoints, signals: Signals) -> None:
+        """Restores or makes the state, compiles the steps, and says what is coming."""
+        self.checkpoints, self.signals = checkpoints, signals
+        saved = checkpoints.read_newest()
+        if saved is not None:
+            _check_same(saved, self.config)
+        is_first = self.shard.process == 0
+        _prepare_workdir(self.workdir, self.config, self.abstract_state, is_first)
+        if saved is not None:
+            self.state = checkpoint.from_leaves(self.abstract_state, saved.leaves)
+            self.step, self.evaluated = saved.step, saved.meta["evaluated"]
+        else:
+            self.state = jax.jit(lambda: train_step.init_state(self.config))()
+            if self.config.init_from:
+                self.state = _init_from(self.config, self.state)
+        self.state = parallel.replicate(self.state)
+        self.log = report.Log(
+            self.workdir,
+            start_step=self.step,
+            total_steps=self.plan.total_steps,
+            active=is_first,
+        )
+        self._introduce(resumed=saved is not None)
+        self._eval_step: Any = None
+
+    def train(self) -> None:
+        """Steps until the plan's end, evaluating and saving when due."""
+        if not self.evaluated:
+            self._evaluate_and_save()
+        if self.step == self.plan.total_steps:
+            return
+        step_fn = self._compile_train_step()
+        batches = dataset.train_batches(
+            self.config.data,
+            self.train_split,
+            seed=self.config.seed,
+            start_step=self.step,
+            shard=self.shard,
+        )
+        window = _Window(self.config, self.plan, self.log)
+        for batch in parallel.prefetch(batches):
+            self.state, metrics = step_fn(self.state, batch)
+            self.step += 1
+            window.add(self.step, metrics)
+            if self.plan.saves_at(self.step):
+                window.read_all()
+                self.evaluated = not self.plan.evaluates_at(self.step)
+                self._evaluate_and_save()
+                window.restart_clock()
+            if self.signals.received:
+                window.read_all()
+                self._stop()
+            if self.step == self.plan.total_steps:
+                break
+
+    def test(self) -> dict[str, Any]:
+        """The test record of the last step, measured unless it is there already."""
+        done = [r for r in report.read_records(self.workdir) if r["split"] == "test"]
+        if done and done[-1]["step"] == self.step:
+            self.log.say(f"complete: {self.workdir} is at its last step, {self.step}")
+            record = done[-1]
+        else:
+            record = self._evaluate("test", self.test_split)
+            self.log.draw()
+        self.checkpoints.wait()
+        self.log.say(report.result_line(record, self.workdir))
+        return record
+
+    def _compile_train_step(self) -> Any:
+        config, plan = self.config, self.plan
+        schedule = optimizer.make_schedule(
+            config.optimizer, plan.steps_per_epoch, plan.total_steps
+        )
+        mapped = parallel.pmap_step(
+            train_step.make_train_step(config, schedule), donate_state=True
+        )
+        start = time.perf_counter()
+        shapes = dataset.train_batch_shapes(config.data, self.shard)
+        compiled = parallel.compile_step(mapped, self.state, shapes)
+        seconds = time.perf_counter() - start
+        self.log.say(f"compiled the training step in {seconds:.1f} s")
+        return compiled
+
+    def _evaluate_and_save(self) -> None:
+        top1 = None
+        if not self.evaluated and self.validation_split is not None:
+            record = self._evaluate("validation", self.validation_split)
+            top1 = record["top1"]
+            plateau = optimizer.update_plateau(
+                self.config.optimizer, self.state.plateau, top1
+            )
+            self.state = self.state.replace(plateau=parallel.replicate(plateau))
+        if not self.evaluated:
+            self.log.draw()
+        self.evaluated = True
+        self._save(top1)
+
+    def _save(self, top1: float | None) -> None:
+        meta = {
+            "config": dataclasses.asdict(self.config),
+            "variant": train_step.make_model(self.config.model).variant,
+            "preprocessing": dataclasses.asdict(
+                preprocess.Preprocessing.of(self.config.data)
+            ),
+            "class_names": list(self.train_split.class_names),
+            "evaluated": self.evaluated,
+        }
+        self.checkpoints.save(self.step, self.state, meta, top1)
+
+    def _evaluate(self, name: str, split: dataset.Split) -> dict[str, Any]:
+        if self._eval_step is None:
+            mapped = parallel.pmap_step(
+                train_step.make_eval_step(self.config), donate_state=False
+            )
+            shapes = dataset.eval_batch_shapes(self.config.data, self.shard)
+            self._eval_step = parallel.compile_step(
+                mapped, self.state.variables, shapes
+            )
+
+        def after_batch() -> None:
+            if self.signals.received:
+                self._stop()
+
+        start = time.perf_counter()
+        batches = dataset.eval_batches(self.config.data, split, shard=self.shard)
+        result = evaluation.evaluate(
+            self._eval_step,
+            self.state.variables,
+            parallel.prefetch(batches),
+            len(split),
+            skipping=self.config.data.on_bad_image == "skip",
+            after_batch=after_batch,
+        )
+        seconds = time.perf_counter() - start
+        record = {
+            "step": self.step,
+            "epoch": self.step / self.plan.steps_per_epoch,
+            "split": name,
+            **result,
+            "images_per_second": round(result["count"] / seconds, 1),
+        }
+        self.log.record(record)
+        return record
+
+    def _stop(self) -> None:
+        """Saves where the run stands and leaves."""
+        received = self.signals.received
+        assert received is not None
+        if self.step not in self.checkpoints.steps():
+            self._save(None)
+        self.checkpoints.wait()
+        raise Interrupted(
+            f"stopped by {received.name} at step {self.step} of "
+            f"{self.plan.total_steps}, which is saved; run the same command again to "
+            "resume",
+            128 + received,
+        )
+
+    def _introduce(self, *, resumed: bool) -> None:
+        config, plan, say = self.config, self.plan, self.log.say
+        leaves = jax.tree.leaves(self.abstract_state.params)
+        device = jax.devices()[0]
+        say(f"{self.workdir}: {config.model.variant}, seed {config.seed}")
+        say(
+            f"devices: {jax.device_count()} x {device.device_kind} in "
+            f"{jax.process_count()} process(es)"
+        )
+        say(f"parameters: {sum(math.prod(leaf.shape) for leaf in leaves):,}")
+        sizes = {s.name: len(s) for s in (self.train_split, self.test_split)}
+        if self.validation_split is not None:
+            sizes[self.validation_split.name] = len(self.validation_split)
+        say("examples: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items()))
+        say(
+            f"steps: {plan.total_steps:,} of {config.data.batch_size} examples, "
+            f"{plan.steps_per_epoch:,.1f} an epoch"
+        )
+        if resumed and self.step < plan.total_steps:
+            say(f"resumed at step {self.step}")
+
+
+class _Window:
+    """Metrics between two log records, read one step behind the step just sent.
+
+    So the host waits only for a step whose successor is queued already, and a loss
+    that is not finite is known one step later.
+    """
+
+    def __init__(self, config: Config, plan: Plan, log: report.Log):
+        self._config, self._plan, self._log = config, plan, log
+        self._pending: list[tuple[int, Any]] = []
+        self._start_window()
+        self.restart_clock()
+        self._speed: float | None = None
+        self._announced = False
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes the metrics of a step just sent; reads those of the one before."""
+        self._pending.append((step, metrics))
+        while len(self._pending) > 1:
+            self._read()
+
+    def read_all(self) -> None:
+        """Waits for the step just sent."""
+        while self._pending:
+            self._read()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step (evaluating, saving) out of the speed."""
+        self._clock, self._clocked_steps = time.perf_counter(), 0
+
+    def _start_window(self) -> None:
+        self._sums = {"loss": 0.0, "top1": 0, "top5": 0, "count": 0}
+        self._steps = 0
+
+    def _read(self) -> None:
+        step, metrics = self._pending.pop(0)
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._check_finite(step, values)
+        for name in self._sums:
+            self._sums[name] += values[name]
+        self._steps += 1
+        self._clocked_steps += 1
+        if self._clocked_steps >= 2:  # the first one waits for the pipeline to fill
+            seconds = (time.perf_counter() - self._clock) / self._clocked_steps
+            self._speed = seconds
+        images_per_second = (
+            self._config.data.batch_size / self._speed if self._speed else None
+        )
+        self._log.advance(images_per_second)
+        left = (self._plan.total_steps - step) * (self._speed or 0)
+        if not self._announced and self._clocked_steps == 10:
+            self._announced = True
+            self._log.say(
+                f"about {report.format_time(left)} to go, at {images_per_second:,.0f} "
+                "images/s"
+            )
+        due = step % self._config.log_every_steps == 0 or self._plan.evaluates_at(step)
+        if due:
+            self._record(step, values, images_per_second, left)
+
+    def _record(
+        self,
+        step: int,
+        values: dict[str, float],
+        images_per_second: float | None,
+        left: float,
+    ) -> None:
+        sums, count = self._sums, max(1, self._sums["count"])
+        skipped = self._steps * self._config.data.batch_size - sums["count"]
+        record = {
+            "step": step,
+            "epoch": step / self._plan.steps_per_epoch,
+            "split": "train",
+            "loss": sums["loss"] / count,
+            "top1": sums["top1"] / count,
+            "top5": sums["top5"] / count,
+            "count": sums["count"],
+            "learning_rate": values["learning_rate"],
+            "gradient_norm": values["gradient_norm"],
+            "parameter_norm": values["parameter_norm"],
+        }
+        if images_per_second:
+            record |= {
+                "images_per_second": round(images_per_second, 1),
+                "seconds_left": round(left, 1),
+            }
+        if skipped:
+            record["skipped"] = skipped
+        self._log.record(record)
+        self._start_window()
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        for name in ("loss", "gradient_norm", "parameter_norm"):
+            if not math.isfinite(values[name]):
+                raise NonFiniteError(
+                    f"{name.replace('_', ' ')} is {values[name]} at step {step}, with "
+                    f"learning rate {values['learning_rate']:g}: lower "
+                    "--config.optimizer.learning_rate or add warmup_epochs; the last "
+                    "good checkpoint is kept"
+                )
+
+
+def _check_batch_sizes(config: Config) -> None:
+    devices = jax.device_count()
+    pieces = config.optimizer.accumulation_steps
+    of_what = f"{devices} device(s)"
+    if pieces > 1:
+        of_what += f" x {pieces} accumulation steps"
+    config_lib.check_batch(
+        "data.batch_size", config.data.batch_size, devices * pieces, of_what
+    )
+    config_lib.check_batch(
+        "data.eval_batch_size",
+        config.data.eval_batch_size,
+        devices,
+        f"{devices} device(s)",
+    )
+
+
+def _check_same(saved: checkpoint.Checkpoint, config: Config) -> None:
+    differing = config_lib.differences(
+        config_lib.from_dict(saved.meta["config"]), config
+    )
+    if differing and not config.resume_with_changes:
+        changes = "; ".join(
+            f"config.{name}: {old!r} -> {new!r}"
+            for name, (old, new) in differing.items()
+        )
+        raise ConfigError(
+            f"the run is at step {saved.step} with other settings: {changes}. Use "
+            "another --workdir, or go on with --config.resume_with_changes=true"
+        )
+
+
+def _prepare_workdir(
+    workdir: epath.Path, config: Config, abstract_state: Any, is_first: bool
+) -> None:
+    """Makes the folder and sees that it can be written to and holds a checkpoint."""
+    if not is_first:
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(config_lib.to_json(config))
+        free = shutil.disk_usage(workdir).free if _is_local(workdir) else None
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written to: {error}; choose another"
+        ) from error
+    leaves = jax.tree.leaves(abstract_state)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    if free is not None and free < needed:
+        raise ConfigError(
+            f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, and a checkpoint "
+            f"takes {needed / 2**20:,.0f} MiB; make room or choose another"
+        )
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)
+
+
+def _init_from(config: Config, state: train_step.TrainState) -> train_step.TrainState:
+    """`state` with params (and statistics) of another run's checkpoint."""
+    other = checkpoint.load(config.init_from)
+    expected = checkpoint.to_leaves(state)
+    chosen = {
+        path: leaf
+        for path, leaf in other.leaves.items()
+        if not config.init_layers or path.split("/")[1] in config.init_layers
+    }
+    found = {path.split("/")[1] for path in chosen}
+    missing = [layer for layer in config.init_layers if layer not in found]
+    if missing:
+        raise ConfigError(
+            f"config.init_layers names {missing}, which {config.init_from} lacks; it "
+            f"has {sorted({path.split('/')[1] for path in other.leaves})}"
+        )
+    kept = {
+        path: leaf
+        for path, leaf in expected.items()
+        if path not in chosen and (config.init_layers or not _is_model(path))
+    }
+    return checkpoint.from_leaves(state, {**kept, **chosen})
+
+
+def _is_model(path: str) -> bool:
+    return path.startswith(("params/", "batch_stats/"))
