@@ -139,8 +139,8 @@ class Checkpoints:
                 self._set_aside(step)
         if damaged:
             raise CheckpointError(
-                f"all checkpoints in {self._folder} are damaged: steps {damaged}, now in "
-                f"{self._folder.parent / 'damaged'}; start anew in another --workdir"
+                f"all checkpoints in {self._folder} are damaged: steps {damaged}, now "
+                f"in {self._folder.parent / 'damaged'}; start anew in another --workdir"
             )
         return None
 
@@ -178,9 +178,10 @@ class Checkpoints:
             ) from error
         wrong = [path for path in found if found[path] != meta["leaves"][path]]
         if wrong:
+            listed = ", ".join(wrong[:3]) + " and others" * (len(wrong) > 3)
             raise CheckpointError(
-                f"checkpoint {self._folder / str(step)} is damaged: {', '.join(wrong[:3])}"
-                f"{' and others' * (len(wrong) > 3)} differ from what was saved (crc32)"
+                f"checkpoint {self._folder / str(step)} is damaged: {listed} differ "
+                "from what was saved (crc32)"
             )
         return Checkpoint(step, leaves, meta)
 

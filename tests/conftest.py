@@ -1,0 +1,68 @@
+"""Eight CPU devices, strict JAX settings, and small things that several tests use."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import dataclasses
+from typing import Any
+
+import jax
+import pytest
+
+from vgg_flax import config as config_lib
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A TFDS data_dir in which `digits` is written on first use."""
+    return str(tmp_path_factory.mktemp("tensorflow_datasets"))
+
+
+@pytest.fixture
+def tiny_config(digits_dir: str) -> config_lib.Config:
+    """A net of 0.1 MB on digits at 32 pixels, 64 examples a step, 8 devices."""
+    return config_lib.Config(
+        model=config_lib.ModelConfig(
+            variant="vgg11_bn",
+            num_classes=10,
+            in_channels=1,
+            width_multiplier=1 / 16,
+            fc_widths=(16, 16),
+            fc6_window=1,
+            initializer="glorot",
+        ),
+        data=config_lib.DataConfig(
+            name="digits",
+            data_dir=digits_dir,
+            train_split="train[:90%]",
+            validation_split="train[90%:]",
+            test_split="test",
+            batch_size=64,
+            eval_batch_size=64,
+            train_view="pad_crop",
+            train_scale=(28, 40),
+            crop_size=32,
+            test_scale=32,
+            flip=False,
+            mean=(0.305,),
+            std=(0.376,),
+            num_threads=2,
+            prefetch=4,
+        ),
+        optimizer=config_lib.OptimizerConfig(learning_rate=0.05, schedule="constant"),
+        num_epochs=1.0,
+        log_every_steps=5,
+    )
+
+
+def changed(config: config_lib.Config, **fields: Any) -> config_lib.Config:
+    """A copy of `config`; `model__variant="vgg13"` sets `config.model.variant`."""
+    values = dataclasses.asdict(config)
+    for name, value in fields.items():
+        *outer, last = name.split("__")
+        (values[outer[0]] if outer else values)[last] = value
+    return config_lib.from_dict(values)
