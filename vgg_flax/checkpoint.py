@@ -60,9 +60,12 @@ class Checkpoints:
 
     def __init__(self, folder: epath.PathLike, keep: int):
         self._folder = epath.Path(folder)
+        self._saving: int | None = None
         policies = [
             preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=_top1, n=1),
+            preservation_policy.BestN(
+                get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False
+            ),
         ]
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -101,7 +104,10 @@ class Checkpoints:
         }
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
         metrics = None if top1 is None else {"top1": top1}
+        self._saving = step
         try:
+            if step in self.steps():  # saved by a signal, and evaluated only now
+                self._manager.delete(step)
             self._manager.save(step, args=args, metrics=metrics, force=True)
         except (OSError, ValueError) as error:
             raise self._save_error(step, error) from error
@@ -111,7 +117,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise self._save_error(self._manager.latest_step(), error) from error
+            raise self._save_error(self._saving, error) from error
 
     def steps(self) -> list[int]:
         """The finished steps, oldest first."""

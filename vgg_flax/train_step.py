@@ -138,8 +138,8 @@ def make_train_step(
         return new_state, {
             **sums,
             "learning_rate": learning_rate,
-            "gradient_norm": optax.global_norm(grads),
-            "parameter_norm": optax.global_norm(params),
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(params),
         }
 
     return train_step

@@ -113,6 +113,8 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
     shard = dataset.Shard(jax.process_index(), jax.process_count())
     _check_batch_sizes(config)
     run = _Run(config, workdir, shard)
+    if shard.process == 0:
+        _open_workdir(workdir, run.abstract_state)
     folder = checkpoint.folder_of(workdir)
     with (
         Signals() as signals,
@@ -160,7 +162,9 @@ class _Run:
         if saved is not None:
             _check_same(saved, self.config)
         is_first = self.shard.process == 0
-        _prepare_workdir(self.workdir, self.config, self.abstract_state, is_first)
+        if is_first:
+            settings = config_lib.to_json(self.config)
+            (self.workdir / "config.json").write_text(settings)
         if saved is not None:
             self.state = checkpoint.from_leaves(self.abstract_state, saved.leaves)
             self.step, self.evaluated = saved.step, saved.meta["evaluated"]
@@ -467,15 +471,13 @@ def _check_same(saved: checkpoint.Checkpoint, config: Config) -> None:
         )
 
 
-def _prepare_workdir(
-    workdir: epath.Path, config: Config, abstract_state: Any, is_first: bool
-) -> None:
+def _open_workdir(workdir: epath.Path, abstract_state: Any) -> None:
     """Makes the folder and sees that it can be written to and holds a checkpoint."""
-    if not is_first:
-        return
+    probe = workdir / ".writable"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(config_lib.to_json(config))
+        probe.write_text("probe")
+        probe.unlink()
         free = shutil.disk_usage(workdir).free if _is_local(workdir) else None
     except OSError as error:
         raise ConfigError(

@@ -1,0 +1,42 @@
+"""Your own images, `DIR/SPLIT/CLASS/*`: VGG11 with BatchNorm, half width, 64 pixels.
+
+command   python train.py --config=configs/folder.py --config.data.data_dir=DIR
+          --config.model.num_classes=N
+hardware  a laptop's CPU for a few hundred images
+"""
+
+from vgg_flax import config
+
+
+def get_config() -> config.Config:
+    return config.Config(
+        model=config.ModelConfig(
+            variant="vgg11_bn",
+            num_classes=10,
+            width_multiplier=0.5,
+            head="gap",
+            conv_bias=False,
+        ),
+        data=config.DataConfig(
+            name="folder",
+            train_split="train[:90%]",
+            validation_split="train[90%:]",
+            test_split="test",
+            batch_size=32,
+            eval_batch_size=32,
+            train_view="resized_crop",
+            crop_area=(0.35, 1.0),
+            crop_size=64,
+            test_scale=72,
+            num_threads=2,
+            prefetch=8,
+        ),
+        optimizer=config.OptimizerConfig(
+            learning_rate=0.02,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=2.0,
+        ),
+        num_epochs=40.0,
+        log_every_steps=20,
+    )

@@ -1,0 +1,101 @@
+"""Imports point strictly down the floors, and heavy packages stay where they belong."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
+FLOORS = (
+    {"config", "model", "metrics"},
+    {"preprocess", "optimizer", "parallel", "datasets"},
+    {"dataset", "train_step"},
+    {"evaluation", "checkpoint", "report"},
+    {"trainer", "net"},
+    {"cli"},
+)
+OWNERS = {  # top-level package -> the only modules that import it
+    "orbax": {"checkpoint"},
+    "grain": {"dataset"},
+    "tensorflow_datasets": {"dataset", "datasets"},
+    "matplotlib": {"report"},
+    "tensorboardX": {"report"},
+    "tqdm": {"report"},
+    "tensorflow": set(),
+    "torch": set(),
+}
+
+
+def imports() -> Iterator[tuple[str, str]]:
+    """(module, imported dotted name), of all imports, those in functions too."""
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE)
+        module = relative.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((module, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{relative}: relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from ((module, name) for name in names)
+
+
+def test_imports_point_strictly_down() -> None:
+    floor = {module: i for i, modules in enumerate(FLOORS) for module in modules}
+    files = {
+        p.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for p in PACKAGE.rglob("*.py")
+    }
+    assert files - {"__init__", "__main__"} == set(floor)
+    for module, name in imports():
+        parts = name.split(".")
+        if parts[0] != "vgg_flax" or module in ("__init__", "__main__"):
+            continue
+        imported = parts[1] if len(parts) > 1 else "__init__"
+        if imported == "__init__":
+            assert module == "cli", (module, name)
+        elif module != "datasets" or imported != "datasets":
+            assert floor[imported] < floor[module], (module, name)
+
+
+def test_heavy_packages_have_one_owner() -> None:
+    for module, name in imports():
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or module in owners, (module, name)
+
+
+def test_only_parallel_says_pmap() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "parallel.py":
+            names = {
+                node.attr
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Attribute)
+            }
+            assert "pmap" not in names, path
+
+
+def test_every_file_says_what_it_is_and_public_functions_are_documented() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            is_definition = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            if is_definition and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_importing_the_package_is_light() -> None:
+    program = (
+        "import sys, vgg_flax; vgg_flax.VGG, vgg_flax.VARIANTS; "
+        "print([m for m in ('tensorflow', 'torch', 'orbax', 'grain', "
+        "'tensorflow_datasets', 'matplotlib') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.strip() == "[]"

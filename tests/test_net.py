@@ -1,0 +1,141 @@
+"""`vgg_flax.load` gives a net that plain JAX functions can use."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import changed
+
+import vgg_flax
+from vgg_flax import checkpoint, config, report, trainer
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory, digits_dir: str) -> pathlib.Path:
+    """A short run whose best step is not its last."""
+    folder = tmp_path_factory.mktemp("runs") / "net"
+    recipe = config.Config(
+        model=config.ModelConfig(
+            variant="A",
+            num_classes=10,
+            in_channels=1,
+            width_multiplier=1 / 8,
+            fc_widths=(32, 32),
+            fc6_window=1,
+            initializer="glorot",
+        ),
+        data=config.DataConfig(
+            name="digits",
+            data_dir=digits_dir,
+            train_split="train[:90%]",
+            validation_split="train[90%:]",
+            test_split="test",
+            batch_size=64,
+            eval_batch_size=64,
+            train_view="pad_crop",
+            train_scale=(32, 32),
+            crop_size=32,
+            test_scale=32,
+            flip=False,
+            mean=(0.3,),
+            std=(0.4,),
+            num_threads=2,
+            prefetch=4,
+        ),
+        optimizer=config.OptimizerConfig(schedule="constant"),
+        num_steps=6,
+        eval_every_epochs=0.1,
+    )
+    trainer.train_and_evaluate(recipe, folder)
+    return folder
+
+
+def png_bytes(index: int) -> bytes:
+    import io
+
+    import PIL.Image
+    import sklearn.datasets
+
+    pixels = sklearn.datasets.load_digits()["images"][1437 + index] * (255 / 16)
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels.round().astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_loaded_net_scores_the_test_split_as_the_run_did(
+    workdir: pathlib.Path,
+) -> None:
+    import sklearn.datasets
+
+    net = vgg_flax.load(workdir)
+    views = np.stack([net.preprocessing.test_view(png_bytes(i)) for i in range(360)])
+    assert views.shape == (360, 32, 32, 1)
+    assert views.dtype == np.uint8
+    logits = net(views)
+    labels = sklearn.datasets.load_digits()["target"][1437:]
+    hits = int((np.asarray(logits).argmax(axis=1) == labels).sum())
+    record = report.read_records(workdir)[-1]
+    assert (record["split"], record["top1_count"]) == ("test", hits)
+    np.testing.assert_array_equal(logits, net(net.preprocessing.normalize(views)))
+
+
+def test_it_knows_its_variant_classes_and_steps(workdir: pathlib.Path) -> None:
+    last, best = vgg_flax.load(workdir), vgg_flax.load(workdir, step="best")
+    assert last.variant == "vgg11"
+    assert last.model.num_classes == 10
+    assert last.class_names == tuple("0123456789")
+    records = [r for r in report.read_records(workdir) if r["split"] == "validation"]
+    best_step = max(records, key=lambda r: (r["top1"], r["step"]))["step"]
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
+        expected = checkpoints.read(checkpoints.best_step() or 0).variables
+        assert checkpoints.best_step() == best_step
+        steps = checkpoints.steps()
+    jax.tree.map(np.testing.assert_array_equal, best.variables, expected)
+    by_number = vgg_flax.load(workdir, step=steps[-1])
+    jax.tree.map(np.testing.assert_array_equal, by_number.variables, last.variables)
+    with pytest.raises(checkpoint.CheckpointError, match=r"step 1234 .* it has \["):
+        vgg_flax.load(workdir, step=1234)
+
+
+def test_grad_vmap_and_jvp_apply_without_ceremony(workdir: pathlib.Path) -> None:
+    net = vgg_flax.load(workdir)
+    view = net.preprocessing.test_view(png_bytes(0))
+    image = net.preprocessing.normalize(view)
+
+    def score(image: jax.Array) -> jax.Array:
+        return net(image[None])[0, 3]
+
+    gradient = jax.grad(score)(image)
+    assert gradient.shape == image.shape
+    direction = jax.random.normal(jax.random.key(0), image.shape)
+    value, slope = jax.jvp(score, (image,), (direction,))
+    np.testing.assert_allclose(slope, (gradient * direction).sum(), rtol=1e-4)
+    many = jnp.stack([image, image * 0.5])
+    np.testing.assert_allclose(jax.vmap(score)(many)[0], value, rtol=1e-5)
+    # The net itself is a pytree: differentiate with respect to its variables.
+    grads = jax.grad(lambda net: net(image[None])[0, 3])(net)
+    assert grads.variables["params"]["fc8"]["bias"][3] == 1
+    np.testing.assert_allclose(
+        jax.jit(lambda net, x: net(x))(net, many), net(many), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_integer_images_other_than_uint8_are_refused(workdir: pathlib.Path) -> None:
+    net = vgg_flax.load(workdir)
+    with pytest.raises(TypeError, match=r"int32.*expected uint8"):
+        net(np.zeros((1, 32, 32, 1), np.int32))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(checkpoint.CheckpointError, match="no folder 'checkpoints'"):
+        vgg_flax.load(tmp_path)
+
+
+def test_a_net_trained_across_replicas_evaluates_alone(
+    tiny_config: config.Config, tmp_path: pathlib.Path
+) -> None:
+    recipe = changed(tiny_config, num_steps=1, model__batch_norm_across_replicas=True)
+    trainer.train_and_evaluate(recipe, tmp_path)
+    assert vgg_flax.load(tmp_path)(np.zeros((2, 32, 32, 1), np.uint8)).shape == (2, 10)
