@@ -6,6 +6,7 @@ line explains; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving.
 """
 
 import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -13,29 +14,46 @@ from ml_collections import config_flags
 
 from vgg_flax import config, trainer
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(pathlib.Path(__file__).parent / "configs" / "default.py"),
-    "a recipe: a Python file with get_config()",
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where the run lives; default: runs/NAME_OF_THE_CONFIG"
-)
+_DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
 
 def main(_: list[str]) -> None:
-    """Runs the flags' config in the flags' workdir."""
+    """Runs the config of the flags in the workdir of the flags."""
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell each step they take
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}"
+    settings = flags.FLAGS.config
+    if not isinstance(settings, config.Config):
+        raise config.ConfigError(
+            f"--config={path} is not a recipe; expected a Python file whose "
+            "get_config() returns a vgg_flax.config.Config"
+        )
+    trainer.train_and_evaluate(settings, workdir)
+
+
+def _define_flags() -> None:
+    for argument in sys.argv[1:]:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match and match[1] not in config.flatten(config.Config()):
+            raise config.unknown_key(match[1])
+        match = re.match(r"--?config=(.*)", argument)
+        if match and not pathlib.Path(match[1]).is_file():
+            raise config.ConfigError(f"--config={match[1]}: there is no such file")
+    config_flags.DEFINE_config_file(
+        "config", _DEFAULT, "a recipe: a Python file with get_config()"
+    )
+    flags.DEFINE_string(
+        "workdir", None, "where the run lives; default: runs/NAME_OF_THE_CONFIG"
+    )
+
+
+if __name__ == "__main__":
     try:
-        trainer.train_and_evaluate(_CONFIG.value, _WORKDIR.value or f"runs/{name}")
+        _define_flags()
+        app.run(main)
     except trainer.Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except config.VGGFlaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -3,6 +3,8 @@
 command   python train.py --config=configs/folder.py --config.data.data_dir=DIR
           --config.model.num_classes=N
 hardware  a laptop's CPU for a few hundred images
+time      FOLDER_TIME
+result    FOLDER_RESULT
 """
 
 from vgg_flax import config

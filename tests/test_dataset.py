@@ -498,9 +498,15 @@ def test_a_folder_without_a_folder_is_refused():
     assert_refused(data, "train", "'folder'", "--config.data.data_dir=")
 
 
-def test_a_data_set_without_class_labels_is_refused(tmp_path: pathlib.Path):
-    data = settings(name="voc/2007", data_dir=str(tmp_path))
-    assert_refused(data, "train", "'voc/2007'", "class label")
+@pytest.mark.parametrize(
+    "name", ["voc/2007", "div2k/bicubic_x2", "lfw", "imdb_reviews"]
+)
+def test_a_data_set_not_of_images_with_class_labels_is_refused(
+    name: str, tmp_path: pathlib.Path
+):
+    # No labels, an image as the label, a text as the label, a text as the image.
+    data = settings(name=name, data_dir=str(tmp_path))
+    assert_refused(data, "train", repr(name), "(image, class label)")
 
 
 def test_the_message_of_a_bad_image_holds_no_address():

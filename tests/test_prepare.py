@@ -86,6 +86,17 @@ def test_digits_are_written_and_the_place_is_named(
     assert {path: path.stat().st_mtime_ns for path in place.iterdir()} == before
 
 
+def test_a_data_set_prepared_in_another_format_is_refused(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ("prepare", "digits", "--data-dir", str(tmp_path))
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    message = refusal(capsys, *command, "--file-format", "tfrecord")
+    assert "'digits'" in message
+    assert "array_record" in message.lower() and "tfrecord" in message.lower()
+
+
 def test_tfrecord_files_take_tensorflow_to_write(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -316,9 +316,11 @@ def test_the_test_view_is_torchvisions(scale: int, crop: int, channels: int):
 
 
 def test_the_test_view_takes_the_rounded_middle():
-    image = noise(33, 35)  # (33 - 32) / 2 = 0.5 -> 0 and (35 - 32) / 2 = 1.5 -> 2
+    # (33 - 32) / 2 = 0.5 rounds to 0, and (35 - 32) / 2 = 1.5 to 2.
     view = preprocess.Preprocessing((0.5,) * 3, (0.5,) * 3, 33, 32)
-    np.testing.assert_array_equal(view.test_view(image), image[0:32, 2:34])
+    wide, tall = noise(33, 35), noise(35, 33)
+    np.testing.assert_array_equal(view.test_view(wide), wide[0:32, 2:34])
+    np.testing.assert_array_equal(view.test_view(tall), tall[2:34, 0:32])
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

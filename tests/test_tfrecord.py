@@ -153,8 +153,9 @@ def test_payloads_come_back_by_number(tmp_path: pathlib.Path):
     assert list(found) == PAYLOADS
     parts = [instruction(other, 8, skip=5, take=2), instruction(one, 12, skip=11)]
     assert list(tfrecord.TFRecords(parts)) == [*PAYLOADS[17:19], PAYLOADS[11]]
-    with pytest.raises(IndexError):
-        found[20]
+    for index in (20, -1):
+        with pytest.raises(IndexError):
+            found[index]
 
 
 def test_threads_read_the_right_records(tmp_path: pathlib.Path):

@@ -170,10 +170,10 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises:
       ConfigError: an unknown field or a value of the wrong type.
     """
-    rules = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float})
+    rules = dacite.Config(strict=True, type_hooks={float: _to_float})
     try:
-        return dacite.from_dict(Config, values, rules)
-    except (dacite.DaciteError, TypeError) as error:
+        return dacite.from_dict(Config, _to_tuples(values), rules)
+    except dacite.DaciteError as error:
         raise ConfigError(f"config: {error}") from error
 
 
@@ -213,7 +213,7 @@ def check(config: Config) -> Config:
     for name, low, high in _RANGES:
         values = flat[name] if isinstance(flat[name], tuple) else (flat[name],)
         for value in values:
-            if value is not None and not low <= value <= high:
+            if value is not None and not low <= value <= high:  # NaN fails too
                 raise ConfigError(
                     f"config.{name}={flat[name]}; expected "
                     + (f"at least {low}" if high == _INF else f"{low} to {high}")
@@ -271,11 +271,18 @@ def check_batch(name: str, batch_size: int, multiple: int, of_what: str) -> None
         )
 
 
-def _to_float(value: Any) -> float:
-    # JSON and the command line write 90 for 90.0; a string or a bool is a mistake.
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"expected a float, got {value!r}")
-    return float(value)
+def _to_float(value: Any) -> Any:
+    """JSON and the command line write 90 for 90.0."""
+    return float(value) if type(value) is int else value
+
+
+def _to_tuples(value: Any) -> Any:
+    """JSON has lists where configs have tuples."""
+    if isinstance(value, dict):
+        return {key: _to_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_to_tuples(inner) for inner in value)
+    return value
 
 
 _INF = float("inf")

@@ -226,13 +226,16 @@ def _decode(config: DataConfig, split: Split, record: dict[str, Any]) -> Batch:
     return {"image": image, "label": np.int32(label), "mask": mask}
 
 
-def _iterate(dataset: grain.MapDataset, config: DataConfig) -> Iterator[Batch]:
-    # Threads, not processes: decoding and resizing release the GIL.
-    options = grain.ReadOptions(
+def read_options(config: DataConfig) -> grain.ReadOptions:
+    """Threads, not processes: decoding and resizing release the GIL."""
+    return grain.ReadOptions(
         num_threads=config.num_threads,
         prefetch_buffer_size=max(config.num_threads, config.prefetch),
     )
-    return iter(dataset.to_iter_dataset(options))
+
+
+def _iterate(dataset: grain.MapDataset, config: DataConfig) -> Iterator[Batch]:
+    return iter(dataset.to_iter_dataset(read_options(config)))
 
 
 def _open_folder(
