@@ -26,7 +26,14 @@ RUN_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.num_classes": (11, {}),
     "model.width_multiplier": (1 / 8, {}),
     "model.fc_widths": ((16, 8), {}),
-    "model.fc6_window": (2, {"data__crop_size": 64}),
+    "model.fc6_window": (
+        2,
+        {
+            "data__crop_size": 64,
+            "data__train_scale": (64, 64),
+            "data__test_scale": 64,
+        },
+    ),
     "model.head": ("gap", {}),
     "model.dropout_rate": (0.25, {}),
     "model.initializer": ("he", {}),
@@ -247,7 +254,7 @@ def test_a_bad_value_is_named_with_what_was_expected(
         ("data__train_scale", (1, 2, 3)),
         ("data__flip", 3),
         ("model__num_classes", 10.5),
-        ("optimizer__learning_rate", True),
+        ("optimizer__learning_rate", "0.1"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(field: str, value: object) -> None:

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from conftest import changed
 
-from vgg_flax import (
-    config as config_lib,
-)
+from vgg_flax import config as config_lib
 from vgg_flax import (
     dataset,
     metrics,
@@ -76,7 +74,8 @@ import test_train_step as t
 from vgg_flax import config
 recipe = config.from_dict(json.loads(sys.argv[1]))
 batches = t.some_batches(recipe, 12)
-print(json.dumps([[m["loss"] for m in t.run(recipe, batches, n)[1]] for n in t.LAYOUTS]))
+runs = [t.run(recipe, batches, devices)[1] for devices in t.LAYOUTS]
+print(json.dumps([[values["loss"] for values in history] for history in runs]))
 """
 
 
@@ -243,10 +242,8 @@ def test_the_plateau_divides_the_rate_the_step_uses(
     config = changed(tiny_config, optimizer__schedule="plateau")
     schedule = optimizer.make_schedule(config.optimizer, 20.0, 100)
     step = parallel.pmap_step(
-        train_step.make_train_step(config, schedule), donate_state=False
+        train_step.make_train_step(config, schedule), donate_state=True
     )
-    mapped = jax.pmap  # the state is returned too when not donated: take it apart
-    assert mapped is not None
     state = train_step.init_state(config)
     state = state.replace(
         plateau=state.plateau.replace(decays=jnp.asarray(2, jnp.int32))

@@ -161,10 +161,11 @@ def prepare(name: str, data_dir: str, manual_dir: str, file_format: str) -> str:
     if name.split(":")[0] == "imagenet2012":
         _check_imagenet_tars(manual_dir or _default_manual_dir(data_dir))
     builder = _make_builder(name, data_dir, file_format=file_format)
-    builder.download_and_prepare(
-        file_format=file_format,
-        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None),
-    )
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir or None)
+    try:
+        builder.download_and_prepare(file_format=file_format, download_config=config)
+    except ModuleNotFoundError as error:
+        raise _needs_package(name, error) from error
     return str(builder.data_dir)
 
 
@@ -246,15 +247,16 @@ def _open_folder(
             "config.data.name='folder' needs the folder that holds SPLIT/CLASS/*: "
             "--config.data.data_dir=DIR"
         )
-    names = [part.split("[")[0].strip() for part in split.split("+")]
-    listed = {name: folder.list_images(root, name, num_classes) for name in names}
-    sizes = {
-        name: types.SimpleNamespace(num_examples=len(items))
-        for name, (items, _) in listed.items()
-    }
     try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
-    except ValueError as error:
+        instruction = tfds.core.ReadInstruction.from_spec(split)
+        names = [part.split("[")[0].strip() for part in split.split("+")]
+        listed = {name: folder.list_images(root, name, num_classes) for name in names}
+        sizes = {
+            name: types.SimpleNamespace(num_examples=len(items))
+            for name, (items, _) in listed.items()
+        }
+        parts = instruction.to_absolute(sizes)
+    except (ValueError, AttributeError) as error:  # AttributeError: slices of shards
         raise DataError(f"split {split!r} of {root}: {error}") from error
     items = [
         i for part in parts for i in listed[part.splitname][0][part.from_ : part.to]
@@ -272,6 +274,8 @@ class _TFDSRecords(Sequence[dict[str, Any]]):
         return len(self._examples)
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
         example = self._examples[index]
         image, label = self._keys
         key = f"{self._name}, example {index}"
@@ -302,21 +306,27 @@ def _open_tfds(
         _write_digits(config.data_dir)
         builder = _make_builder(config.name, config.data_dir)
     keys, features = builder.info.supervised_keys, builder.info.features
-    if not keys or not isinstance(features[keys[1]], tfds.features.ClassLabel):
+    if not (
+        keys
+        and isinstance(features[keys[0]], tfds.features.Image)
+        and isinstance(features[keys[1]], tfds.features.ClassLabel)
+    ):
         raise DataError(
             f"data set {config.name!r} is not of (image, class label) pairs"
         )
     decoders = {keys[0]: tfds.decode.SkipDecoding()}
+    is_prepared = _is_prepared(builder)
+    is_tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
     try:
-        if _is_prepared(builder) and (
-            builder.info.file_format == tfds.core.FileFormat.TFRECORD
-        ):
+        if is_prepared and builder.info.splits[split].num_examples < 1:
+            raise DataError(f"{config.name}/{split} is empty; give another split")
+        if is_prepared and is_tfrecord:
             payloads = tfrecord.TFRecords(builder.info.splits[split].file_instructions)
             examples = _Deserialized(payloads, features, decoders)
         else:
             examples = builder.as_data_source(split=split, decoders=decoders)
     except (ValueError, NotImplementedError, AssertionError) as error:
-        if _is_prepared(builder):
+        if is_prepared:
             raise DataError(f"split {split!r} of {config.name}: {error}") from error
         where = f" --data-dir {config.data_dir}" if config.data_dir else ""
         raise DataError(
@@ -331,10 +341,7 @@ def _make_builder(name: str, data_dir: str, **kwargs: Any) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir or None, **kwargs)
     except ModuleNotFoundError as error:
-        raise DataError(
-            f"data set {name!r} needs the package {error.name or 'tensorflow'}; "
-            "install it: pip install 'vgg-flax[prepare]'"
-        ) from error
+        raise _needs_package(name, error) from error
     except tfds.core.registered.DatasetNotFoundError as error:
         close = difflib.get_close_matches(
             name, [*tfds.list_builders(with_community_datasets=False), "folder"], n=3
@@ -344,6 +351,15 @@ def _make_builder(name: str, data_dir: str, **kwargs: Any) -> Any:
             + (f"near it: {', '.join(close)}; " if close else "")
             + "for your own images use --config.data.name=folder"
         ) from error
+    except (ValueError, AssertionError) as error:  # a config or version, a bad name
+        raise DataError(f"data set {name!r}: {error}".replace("\n", " ")) from error
+
+
+def _needs_package(name: str, error: ModuleNotFoundError) -> DataError:
+    return DataError(
+        f"data set {name!r} needs the package {error.name or 'tensorflow'}; "
+        "install it: pip install 'vgg-flax[prepare]'"
+    )
 
 
 def _is_prepared(builder: Any) -> bool:
@@ -385,13 +401,24 @@ def _check_imagenet_tars(manual_dir: str) -> None:
                 f"{path} is missing; download it from image-net.org (it needs an "
                 "account there) and name its folder with --manual-dir"
             )
-    with tarfile.open(path) as tar:
-        for member in tar:
-            if not (
-                member.isfile() and folder.IMAGENET_VALIDATION.fullmatch(member.name)
-            ):
-                raise DataError(
-                    f"{path} holds {member.name!r}; expected nothing but "
-                    "ILSVRC2012_val_00000001.JPEG ..., without folders or prefixes: "
-                    "use the tar as it comes from image-net.org"
-                )
+    try:
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+    except tarfile.ReadError as error:
+        reasons = " ".join(str(error).split())
+        raise DataError(f"{path} is no whole tar file: {reasons}") from error
+    names = [member.name for member in members if member.isfile()]
+    for member in members:
+        if not (member.isfile() and folder.IMAGENET_VALIDATION.fullmatch(member.name)):
+            raise DataError(
+                f"{path} holds {member.name!r}; expected nothing but "
+                "ILSVRC2012_val_00000001.JPEG ..., without folders or prefixes: "
+                "use the tar as it comes from image-net.org"
+            )
+    expected = [f"ILSVRC2012_val_{i:08}.JPEG" for i in range(1, len(names) + 1)]
+    if sorted(names) != expected:
+        missing = sorted(set(expected) - set(names))[0]
+        raise DataError(
+            f"{path} holds {len(names)} images and lacks {missing}; use the tar as it "
+            "comes from image-net.org"
+        )

@@ -46,21 +46,27 @@ def decode(data: bytes, channels: int = 3) -> np.ndarray:
                 "Gray",
             ):
                 return simplejpeg.decode_jpeg(data, "RGB")
-        except ValueError:
+        except (ValueError, KeyError):  # KeyError: a header cut off
             pass  # Pillow forgives more; what it refuses is an ImageError below
+    # Of an image of 90 to 180 megapixels Pillow only warns; beyond that it refuses.
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             if image.mode.startswith("I"):  # 16 bits a sample, in 16 or 32
                 image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image.info.pop("transparency", None)  # else Pillow warns of palettes
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except (
         OSError,
         ValueError,
+        RuntimeError,  # of the AVIF decoder
         SyntaxError,
         PIL.Image.DecompressionBombError,
+        PIL.Image.DecompressionBombWarning,
     ) as error:
+        unknown = isinstance(error, PIL.UnidentifiedImageError)  # names an address
         raise ImageError(
-            f"cannot decode {len(data)} bytes as an image: {error}"
+            f"cannot decode {len(data)} bytes as an image: "
+            + ("no known format" if unknown else str(error))
         ) from error
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -74,8 +80,10 @@ def resize(
     """Pillow's antialiased bilinear, of the part `box` (left, top, right, bottom)."""
     if (height, width) == image.shape[:2] and box is None:
         return image
+    if box is not None:  # cut first: Pillow's own `box` lets its surroundings bleed in
+        image = image[box[1] : box[3], box[0] : box[2]]
     picture = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR, box)
+    picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(height, width, image.shape[-1])
 
 
@@ -240,8 +248,8 @@ def _random_area(
             left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
             return int(left), int(top), w, h
     # No luck with a very long image: the largest centred part of allowed aspect.
-    w = min(width, round(height * 4 / 3)) or 1
-    h = min(height, round(width * 4 / 3)) or 1
+    w = min(width, round(height * 4 / 3))
+    h = min(height, round(width * 4 / 3))
     return (width - w) // 2, (height - h) // 2, w, h
 
 

@@ -58,10 +58,14 @@ def init_state(config: Config) -> TrainState:
     side = net.smallest_image  # params don't depend on the size
     images = jnp.zeros((1, side, side, net.in_channels), net.param_dtype)
     variables = net.init(jax.random.key(config.seed), images)
+    # flax starts the statistics as float32, whatever the params are.
+    batch_stats = jax.tree.map(
+        lambda x: x.astype(net.param_dtype), variables.get("batch_stats", {})
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.make_optimizer(config.optimizer).init(variables["params"]),
         plateau=optimizer.init_plateau(),
     )

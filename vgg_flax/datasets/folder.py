@@ -99,9 +99,10 @@ def _list_flat(folder: epath.Path) -> tuple[list[Item], tuple[str, ...]]:
             "ImageNet's flat ILSVRC2012_val_00000001.JPEG ..."
         )
     truth = _tfds_lines("validation_labels.txt")
-    if min(numbers) < 1 or max(numbers) > len(truth):
+    wrong = next((n for n in numbers if not 1 <= n <= len(truth)), None)
+    if wrong is not None:
         raise FolderError(
-            f"{folder} has image number {max(numbers)}; ImageNet's validation images "
+            f"{folder} has image number {wrong}; ImageNet's validation images "
             f"are numbered 1 to {len(truth)}"
         )
     synsets = imagenet_synsets()
@@ -121,8 +122,13 @@ def _tfds_lines(name: str) -> list[str]:
 
 
 def _folders(folder: epath.Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir())
+    return sorted(p.name for p in _visible(folder) if p.is_dir())
 
 
 def _images(folder: epath.Path) -> list[epath.Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in _visible(folder) if p.suffix.lower() in SUFFIXES)
+
+
+def _visible(folder: epath.Path) -> list[epath.Path]:
+    """Without .cache folders and the ._NAME.jpg files that macOS leaves."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]

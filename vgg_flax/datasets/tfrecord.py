@@ -31,8 +31,7 @@ class TFRecords(Sequence[bytes]):
     def __init__(self, file_instructions: Sequence[Any]):
         """Takes `builder.info.splits[split].file_instructions`."""
         self._files = file_instructions
-        counts = (f.examples_in_shard if f.take == -1 else f.take for f in self._files)
-        self._ends = list(itertools.accumulate(counts))
+        self._ends = list(itertools.accumulate(f.take for f in self._files))
         self._lock = threading.Lock()
         # One small array a file; the lock keeps threads from walking a file twice.
         self._offsets = functools.cache(_read_offsets)
@@ -57,6 +56,8 @@ class TFRecords(Sequence[bytes]):
 
 def _read_offsets(path: epath.Path, count: int) -> np.ndarray:
     """Where each record starts, and the file ends: int64 `[count + 1]`."""
+    if not path.exists():
+        raise TFRecordError(f"{path} is missing; copy or prepare it again")
     size = path.stat().length
     offsets = [0]
     with path.open("rb") as stream:
@@ -68,8 +69,9 @@ def _read_offsets(path: epath.Path, count: int) -> np.ndarray:
             length = _HEADER.unpack(header)[0]
             offsets.append(offsets[-1] + _HEADER.size + length + _FOOTER_SIZE)
     if offsets[-1] != size or len(offsets) != count + 1:
+        whole = len(offsets) - 1 - (offsets[-1] > size)
         raise TFRecordError(
-            f"{path}: {size} bytes hold {len(offsets) - 1} whole records, and the data "
+            f"{path}: {size} bytes hold {whole} whole records, and the data "
             f"set's description says {count}: the file is damaged or incomplete; "
             "copy or prepare it again"
         )
