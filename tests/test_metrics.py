@@ -170,3 +170,11 @@ def test_of_equal_logits_the_lower_class_counts_as_the_larger():
     # All equal, as logits of an untrained net may be: class 0 alone is "the largest".
     hits = metrics.is_top_k(jnp.zeros((7, 7)), jnp.asarray(labels), 1)
     assert hits.tolist() == [True] + [False] * 6
+
+
+def test_masked_rows_do_not_reach_the_gradient() -> None:
+    logits = jnp.array([[1.0, 2.0, 3.0], [jnp.nan, jnp.inf, 0.0]])
+    labels, mask = jnp.array([0, -1]), jnp.array([True, False])
+    gradient = jax.grad(lambda x: metrics.sums(x, labels, mask)["loss"])(logits)
+    np.testing.assert_array_equal(gradient[1], np.zeros(3))
+    assert np.isfinite(gradient).all()

@@ -259,3 +259,11 @@ def test_the_plateaus_factor_is_a_power_of_the_decay(factor):
 def test_other_schedules_know_no_plateau(kind):
     plateau = optimizer.init_plateau().replace(decays=jnp.int32(2))
     assert optimizer.plateau_factor(OptimizerConfig(schedule=kind), plateau) == 1
+
+
+def test_decays_that_fall_on_one_step_multiply() -> None:
+    config = OptimizerConfig(
+        learning_rate=1.0, schedule="step", decay_epochs=(2.0, 4.0), warmup_epochs=5.0
+    )
+    schedule = optimizer.make_schedule(config, 10, 1000)
+    np.testing.assert_allclose(float(schedule(60)), 0.01, rtol=1e-6)

@@ -408,6 +408,7 @@ def test_init_from_takes_the_papers_layers_or_all_of_them(
         ({"optimizer__accumulation_steps": 3}, "8 device.* x 3 .* 48 or 72"),
         ({"model__num_classes": 11}, "10 classes.*--config.model.num_classes=10"),
         ({"model__fc6_window": 2}, "crop_size=32 .* 64 pixels .*fc6_window=1"),
+        ({"model__dtype": "float64"}, "JAX_ENABLE_X64=1"),
         ({"model__variant": "vgg12"}, "'vgg12'.*vgg11"),
         ({"data__name": "mnits"}, "mnist"),
         ({"data__test_split": "tset"}, "tset.*test"),

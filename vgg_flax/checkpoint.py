@@ -11,12 +11,11 @@ import logging
 import zlib
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
+from flax import serialization, traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vgg_flax.config import VGGFlaxError
@@ -251,7 +250,7 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
 
 def to_leaves(state: Any) -> Leaves:
     """A pytree's leaves as host arrays of their own, by path."""
-    nested = flax.serialization.to_state_dict(state)
+    nested = serialization.to_state_dict(state)
     flat = traverse_util.flatten_dict(nested, sep="/")
     # Copies: on CPU a view would alias buffers that the next step is given.
     return {path: np.array(jax.device_get(leaf)) for path, leaf in flat.items()}
@@ -263,8 +262,10 @@ def from_leaves(target: Any, leaves: Leaves) -> Any:
     Raises:
       CheckpointError: listing every missing, unexpected or misshapen leaf.
     """
-    nested = flax.serialization.to_state_dict(target)
-    expected = traverse_util.flatten_dict(nested, sep="/", keep_empty_nodes=True)
+    nested = serialization.to_state_dict(target)
+    expected: dict[str, Any] = traverse_util.flatten_dict(
+        nested, sep="/", keep_empty_nodes=True
+    )
     full, problems = {}, [f"{p}: unexpected" for p in leaves if p not in expected]
     for path, leaf in expected.items():
         if leaf is traverse_util.empty_node:
@@ -281,7 +282,7 @@ def from_leaves(target: Any, leaves: Leaves) -> Any:
             "the checkpoint is of another net: " + "; ".join(problems)
         )
     nested = traverse_util.unflatten_dict(full, sep="/")
-    return flax.serialization.from_state_dict(target, nested)
+    return serialization.from_state_dict(target, nested)
 
 
 def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
@@ -300,7 +301,7 @@ def _describe(leaves: Leaves) -> dict[str, dict[str, Any]]:
         path: {
             "shape": list(leaf.shape),
             "dtype": str(leaf.dtype),
-            "crc32": zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8)),
+            "crc32": zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data),
         }
         for path, leaf in leaves.items()
     }

@@ -12,7 +12,7 @@ import logging
 import tarfile
 import tempfile
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -20,12 +20,13 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core import constants, registered
 
 from vgg_flax import preprocess
 from vgg_flax.config import DataConfig, VGGFlaxError
-from vgg_flax.datasets import digits, folder, tfrecord
+from vgg_flax.datasets import RandomAccess, digits, folder, tfrecord
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of arrays
 
 
 class DataError(VGGFlaxError):
@@ -43,7 +44,7 @@ class Split:
     """
 
     name: str
-    records: Sequence[dict[str, Any]]
+    records: Any  # RandomAccess; grain's own protocol wants more of it
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -169,23 +170,23 @@ def prepare(name: str, data_dir: str, manual_dir: str, file_format: str) -> str:
     return str(builder.data_dir)
 
 
-class _TrainExample(grain.transforms.RandomMap):
+class _TrainExample:
     """A record -> the example that training sees of it this time."""
 
     def __init__(self, config: DataConfig, split: Split):
         self._config, self._split = config, split
         self._view = preprocess.make_train_view(config)
 
-    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
+    def __call__(self, element: dict[str, Any], rng: np.random.Generator) -> Batch:
         config = self._config
-        example = _decode(config, self._split, record)
+        example = _decode(config, self._split, element)
         example["image"] = self._view(example["image"], rng)
         if config.color_shift:
             example["color_shift"] = preprocess.color_shift(config, rng)
         return example
 
 
-class _TestExamples(Sequence[Batch]):
+class _TestExamples:
     """The test views of a split, padded to `padded_length` with masked zeros."""
 
     def __init__(self, config: DataConfig, split: Split, padded_length: int):
@@ -195,7 +196,7 @@ class _TestExamples(Sequence[Batch]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: Any) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
         if index >= len(self._split):
             side, channels = self._config.crop_size, self._preprocessing.channels
             image = np.zeros((side, side, channels), np.uint8)
@@ -241,7 +242,7 @@ def _iterate(dataset: grain.MapDataset, config: DataConfig) -> Iterator[Batch]:
 
 def _open_folder(
     root: str, split: str, num_classes: int
-) -> tuple[Sequence[dict[str, Any]], tuple[str, ...]]:
+) -> tuple[RandomAccess, tuple[str, ...]]:
     if not root:
         raise DataError(
             "config.data.name='folder' needs the folder that holds SPLIT/CLASS/*: "
@@ -264,16 +265,16 @@ def _open_folder(
     return folder.ImageFiles(items), listed[names[0]][1]
 
 
-class _TFDSRecords(Sequence[dict[str, Any]]):
+class _TFDSRecords:
     """A TFDS split as records, with the image still encoded."""
 
-    def __init__(self, examples: Sequence[Any], keys: tuple[str, str], name: str):
+    def __init__(self, examples: RandomAccess, keys: tuple[str, str], name: str):
         self._examples, self._keys, self._name = examples, keys, name
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         example = self._examples[index]
@@ -284,23 +285,21 @@ class _TFDSRecords(Sequence[dict[str, Any]]):
         return {"image": example[image], "label": int(example[label]), "key": key}
 
 
-class _Deserialized(Sequence[dict[str, Any]]):
+class _Deserialized:
     """Payloads of serialized examples, parsed."""
 
-    def __init__(self, payloads: Sequence[bytes], features: Any, decoders: Any):
+    def __init__(self, payloads: RandomAccess, features: Any, decoders: Any):
         self._payloads, self._features, self._decoders = payloads, features, decoders
 
     def __len__(self) -> int:
         return len(self._payloads)
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         payload = self._payloads[index]
         return self._features.deserialize_example_np(payload, decoders=self._decoders)
 
 
-def _open_tfds(
-    config: DataConfig, split: str
-) -> tuple[Sequence[dict[str, Any]], tuple[str, ...]]:
+def _open_tfds(config: DataConfig, split: str) -> tuple[RandomAccess, tuple[str, ...]]:
     builder = _make_builder(config.name, config.data_dir)
     if config.name == "digits" and not _is_prepared(builder):
         _write_digits(config.data_dir)
@@ -342,7 +341,7 @@ def _make_builder(name: str, data_dir: str, **kwargs: Any) -> Any:
         return tfds.builder(name, data_dir=data_dir or None, **kwargs)
     except ModuleNotFoundError as error:
         raise _needs_package(name, error) from error
-    except tfds.core.registered.DatasetNotFoundError as error:
+    except registered.DatasetNotFoundError as error:
         close = difflib.get_close_matches(
             name, [*tfds.list_builders(with_community_datasets=False), "folder"], n=3
         )
@@ -384,7 +383,7 @@ def _write_digits(data_dir: str) -> None:
 
 
 def _default_manual_dir(data_dir: str) -> str:
-    root = data_dir or tfds.core.constants.DATA_DIR
+    root = data_dir or constants.DATA_DIR
     return str(epath.Path(root) / "downloads" / "manual")
 
 

@@ -41,7 +41,8 @@ def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax
     Returns:
       `loss` (float), `top1`, `top5` and `count` (int32), all scalars.
     """
-    labels = jnp.where(mask, labels, 0)
+    # Masked before, not after: else a NaN there would reach the gradient.
+    labels, logits = jnp.where(mask, labels, 0), jnp.where(mask[:, None], logits, 0)
     loss = jnp.where(mask, cross_entropy(logits, labels), 0)
     hits = {name: mask & is_top_k(logits, labels, k) for name, k in TOP_K.items()}
     return {

@@ -249,8 +249,9 @@ class VGG(nn.Module):
             width = max(1, round(STAGE_WIDTHS[i] * self.width_multiplier))
             for j, window in enumerate(kernel_sizes):
                 name = f"{i + 1}_{j + 1}"
-                use_bias = self.conv_bias or not variant.batch_norm
-                x = self._conv(f"conv{name}", width, window, conv_init, use_bias)(x)
+                x = self._conv(f"conv{name}", width, window, conv_init, self.conv_bias)(
+                    x
+                )
                 if variant.batch_norm:
                     x = self._batch_norm(f"bn{name}", train)(x)
                 x = self._tap(f"relu{name}", nn.relu(x))
@@ -258,7 +259,7 @@ class VGG(nn.Module):
                 x = local_response_normalization(x)
             x = self._tap(f"pool{i + 1}", pool(x, POOLINGS[self.pooling]))
         if self.head == "fc":
-            if train and self.dropout_rate and example_index is None:
+            if example_index is None:
                 example_index = jnp.arange(images.shape[0])
             for k, width in enumerate(self.fc_widths, start=6):
                 window = self.fc6_window if k == 6 else 1
@@ -312,5 +313,7 @@ class VGG(nn.Module):
         )
 
     def _tap(self, name: str, x: jax.Array) -> jax.Array:
-        self.sow("intermediates", name, x, reduce_fn=lambda _, new: new)
+        self.sow(
+            "intermediates", name, x, init_fn=lambda: x, reduce_fn=lambda _, new: new
+        )
         return x

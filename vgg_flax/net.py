@@ -3,16 +3,16 @@
 import dataclasses
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 from etils import epath
+from flax import struct
 
 from vgg_flax import checkpoint, config, preprocess, train_step
 from vgg_flax.model import VGG  # `model` is an attribute below
 
 
-class Net(flax.struct.PyTreeNode):
+class Net(struct.PyTreeNode):
     """A net ready to use. A pytree whose leaves are the variables' arrays.
 
     Attributes:
@@ -24,10 +24,10 @@ class Net(flax.struct.PyTreeNode):
     """
 
     variables: dict[str, Any]
-    model: VGG = flax.struct.field(pytree_node=False)
-    variant: str = flax.struct.field(pytree_node=False)
-    preprocessing: preprocess.Preprocessing = flax.struct.field(pytree_node=False)
-    class_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    model: VGG = struct.field(pytree_node=False)
+    variant: str = struct.field(pytree_node=False)
+    preprocessing: preprocess.Preprocessing = struct.field(pytree_node=False)
+    class_names: tuple[str, ...] = struct.field(pytree_node=False)
 
     def __call__(self, images: Any) -> jax.Array:
         """Logits `[batch, classes]` of images `[batch, height, width, channels]`.
@@ -47,7 +47,8 @@ class Net(flax.struct.PyTreeNode):
                 f"images have dtype {images.dtype}; expected uint8 (0 to 255), or "
                 "floats from net.preprocessing.normalize"
             )
-        return self.model.apply(self.variables, images)
+        logits: Any = self.model.apply(self.variables, images)
+        return logits
 
 
 def load(workdir: epath.PathLike, step: int | str = "last") -> Net:

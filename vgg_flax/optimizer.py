@@ -1,10 +1,10 @@
 """SGD with momentum and weight decay, learning-rate schedules, and the plateau rule."""
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 
 from vgg_flax.config import OptimizerConfig
 
@@ -35,10 +35,10 @@ def make_schedule(
     """
     peak = config.learning_rate
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    boundaries = {
-        max(0, round(epoch * steps_per_epoch) - warmup_steps): config.decay_factor
-        for epoch in config.decay_epochs
-    }
+    boundaries: dict[int, float] = {}
+    for epoch in config.decay_epochs:  # several may fall on one step
+        step = max(0, round(epoch * steps_per_epoch) - warmup_steps)
+        boundaries[step] = boundaries.get(step, 1.0) * config.decay_factor
     main = {
         "constant": lambda: optax.constant_schedule(peak),
         "plateau": lambda: optax.constant_schedule(peak),
@@ -53,7 +53,7 @@ def make_schedule(
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
-class Plateau(flax.struct.PyTreeNode):
+class Plateau(struct.PyTreeNode):
     """The paper's rule: divide the rate when validation accuracy stops improving.
 
     Part of the training state, so that a resumed run decays where it would have.

@@ -15,12 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS_NAME = "batch"
 
+Devices = Sequence[Any]  # of jax.Device, which type checkers take for a variable
+
 
 def pmap_step(
     step: Callable[..., Any],
     *,
     donate_state: bool,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Devices | None = None,
 ) -> Any:
     """Maps `step(state, batch)` over devices: state unmapped, batch cut on axis 0.
 
@@ -43,16 +45,22 @@ def pmap_step(
 
 
 def compile_step(mapped: Any, state: Any, batch: Any) -> Any:
-    """The compiled step for just these shapes; any other raises, none recompiles."""
+    """The compiled step for just these shapes; any other raises, none recompiles.
+
+    In several processes the mapped step itself, which compiles at its first call: pmap
+    makes global arrays of local ones around the compiled step, not within.
+    """
+    if jax.process_count() > 1:
+        return mapped
     return mapped.lower(state, batch).compile()
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+def replicate(tree: Any, devices: Devices | None = None) -> Any:
     """Puts a pytree on each local device, whole and without a device axis."""
     return jax.device_put(tree, _sharding(devices, PartitionSpec()))
 
 
-def shard(batch: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+def shard(batch: Any, devices: Devices | None = None) -> Any:
     """Puts this process's batch on its devices: `[local, ...]` -> `[D, each, ...]`."""
     count = len(devices or jax.local_devices())
     sharding = _sharding(devices, PartitionSpec(AXIS_NAME))
@@ -63,7 +71,7 @@ def shard(batch: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 def prefetch(
     batches: Iterable[Any],
     size: int = 2,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Devices | None = None,
 ) -> Iterator[Any]:
     """Shards `batches` onto the devices, `size` of them ahead of their use."""
     batches = iter(batches)
@@ -75,9 +83,7 @@ def prefetch(
         queue.extend(shard(batch, devices) for batch in itertools.islice(batches, 1))
 
 
-def _sharding(
-    devices: Sequence[jax.Device] | None, spec: PartitionSpec
-) -> NamedSharding:
+def _sharding(devices: Devices | None, spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(
         Mesh(np.array(devices or jax.local_devices()), (AXIS_NAME,)), spec
     )

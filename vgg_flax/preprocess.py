@@ -145,8 +145,12 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """The inverse of `dataclasses.asdict`, from JSON too."""
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**tuples)
+        return cls(
+            tuple(values["mean"]),
+            tuple(values["std"]),
+            values["test_scale"],
+            values["crop_size"],
+        )
 
     @property
     def channels(self) -> int:
@@ -166,7 +170,7 @@ class Preprocessing:
         """
         if not isinstance(image, np.ndarray):
             image = decode(image, self.channels)
-        size = isotropic_size(*image.shape[:2], self.test_scale)
+        size = isotropic_size(image.shape[0], image.shape[1], self.test_scale)
         return center_crop(resize(image, *size), self.crop_size)
 
     def normalize(
@@ -220,7 +224,7 @@ def _paper(
 ) -> np.ndarray:
     """Section 3.1: the smaller side to S, fixed or jittered; a random crop."""
     scale = int(rng.integers(config.train_scale[0], config.train_scale[1] + 1))
-    size = isotropic_size(*image.shape[:2], scale)
+    size = isotropic_size(image.shape[0], image.shape[1], scale)
     return _random_crop(
         RESIZES[config.train_resize](image, *size), config.crop_size, rng
     )
@@ -258,7 +262,7 @@ def _pad_crop(
 ) -> np.ndarray:
     """Small images (He et al. 2016, section 4.2): pad with zeros, crop at random."""
     scale = int(rng.integers(config.train_scale[0], config.train_scale[1] + 1))
-    size = isotropic_size(*image.shape[:2], scale)
+    size = isotropic_size(image.shape[0], image.shape[1], scale)
     image, pad = RESIZES[config.train_resize](image, *size), config.padding
     padded = np.zeros((size[0] + 2 * pad, size[1] + 2 * pad, image.shape[2]), np.uint8)
     padded[pad : pad + size[0], pad : pad + size[1]] = image

@@ -8,18 +8,18 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from vgg_flax import metrics, model, optimizer, parallel, preprocess
 from vgg_flax.config import Config, ConfigError, ModelConfig
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # of scalar arrays
 
 
-class TrainState(flax.struct.PyTreeNode):
+class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys and the data position are not here:
     they follow from the seed and `step`.
     """
@@ -164,7 +164,7 @@ def make_eval_step(
     def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> Metrics:
         with jax.default_matmul_precision(precision):
             images = preprocessing.normalize(batch["image"], dtype=net.param_dtype)
-            logits = net.apply(variables, images)
+            logits: Any = net.apply(variables, images)
         sums = metrics.sums(logits, batch["label"], batch["mask"])
         return jax.lax.psum(sums, parallel.AXIS_NAME)
 

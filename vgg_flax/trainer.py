@@ -142,6 +142,11 @@ class _Run:
             else None
         )
         net = train_step.make_model(config.model)
+        if net.param_dtype == "float64" and not jax.config.jax_enable_x64:
+            raise ConfigError(
+                "config.model.dtype='float64' needs JAX's 64-bit mode, which is off; "
+                "set the environment variable JAX_ENABLE_X64=1"
+            )
         if data.crop_size < net.smallest_image:
             raise ConfigError(
                 f"config.data.crop_size={data.crop_size} is smaller than the net can "

@@ -43,7 +43,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, part: slice) -> Iterator[tuple[int, dict[str, Any]]]:
         import sklearn.datasets
 
-        digits = sklearn.datasets.load_digits()
+        digits: Any = sklearn.datasets.load_digits()
         for i, label in enumerate(digits["target"][part]):
             pixels = digits["images"][part][i] * (255 / 16)  # 0..16 -> 0..255
             image = PIL.Image.fromarray(pixels.round().astype("uint8"))

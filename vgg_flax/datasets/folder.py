@@ -21,7 +21,7 @@ class FolderError(VGGFlaxError):
 Item = tuple[epath.Path, int]  # an image's path and its label
 
 
-class ImageFiles(Sequence[dict[str, Any]]):
+class ImageFiles:
     """Image files as records; read when asked for."""
 
     def __init__(self, items: Sequence[Item]):
@@ -30,7 +30,7 @@ class ImageFiles(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self._items[index]
         return {"image": path.read_bytes(), "label": label, "key": str(path)}
 

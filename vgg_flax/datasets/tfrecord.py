@@ -25,7 +25,7 @@ class TFRecordError(VGGFlaxError):
     """A tfrecord file that is cut off or holds another number of records."""
 
 
-class TFRecords(Sequence[bytes]):
+class TFRecords:
     """The payloads of a split's records, in the order of TFDS' file instructions."""
 
     def __init__(self, file_instructions: Sequence[Any]):
@@ -39,7 +39,7 @@ class TFRecords(Sequence[bytes]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: Any) -> bytes:
+    def __getitem__(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         which = bisect.bisect_right(self._ends, index)

@@ -1,0 +1,144 @@
+"""The training loop against its bare compiled step: images/s, pairs taken in turn.
+
+python benchmarks/loop.py [--pairs 5] [--steps 60]: prints, for the default recipe and
+for vgg11 at 64 pixels, the median ratio loop / bare. The bare step is fed one batch
+that is on the devices already; the loop is the trainer's, with its data, log and
+metrics, without evaluation and saving. Also the resident memory at steps 100 and 1,000
+(--memory).
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import psutil
+
+from configs import default
+from vgg_flax import checkpoint, config, dataset, parallel, trainer
+
+
+def small_default() -> config.Config:
+    """The default recipe, never evaluating before its end."""
+    recipe = default.get_config()
+    recipe.eval_every_epochs = 1e6
+    recipe.checkpoint_every_steps = 10**9
+    return recipe
+
+
+def vgg11_at_64() -> config.Config:
+    """Digits at 64 pixels through a full-width vgg11 with a small head."""
+    recipe = small_default()
+    recipe.model = config.ModelConfig(
+        variant="vgg11", num_classes=10, in_channels=1, head="gap", initializer="glorot"
+    )
+    recipe.data.train_scale = (64, 64)
+    recipe.data.crop_size = recipe.data.test_scale = 64
+    recipe.data.batch_size = 32
+    return recipe
+
+
+def start(recipe: config.Config, workdir: str) -> Any:
+    """A run that is about to train, with its compiled step."""
+    recipe = config.check(recipe)
+    run = trainer._Run(recipe, trainer.epath.Path(workdir), dataset.Shard())
+    checkpoints = checkpoint.Checkpoints(checkpoint.folder_of(workdir), 3)
+    run.start(checkpoints, trainer.Signals())
+    return run
+
+
+def bare_seconds(run: Any, step: Callable[..., Any], steps: int) -> float:
+    """Seconds a step of the compiled step alone."""
+    batches = dataset.train_batches(
+        run.config.data, run.train_split, seed=0, start_step=0, shard=dataset.Shard()
+    )
+    batch = parallel.shard(next(batches))
+    del batches
+    state = parallel.replicate(jax.device_get(run.state))
+    state, metrics = step(state, batch)
+    jax.block_until_ready(state)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return (time.perf_counter() - begin) / steps
+
+
+def loop_seconds(run: Any, step: Callable[..., Any], steps: int) -> float:
+    """Seconds a step of the trainer's loop, from its third step on."""
+    stamps: list[float] = []
+
+    def stamped(state: Any, batch: Any) -> Any:
+        stamps.append(time.perf_counter())
+        return step(state, batch)
+
+    run.state = parallel.replicate(jax.device_get(run.state))
+    run.step, run.plan = 0, trainer.dataclasses.replace(run.plan, total_steps=steps + 3)
+    run._compile_train_step = lambda: stamped
+    run._evaluate_and_save = lambda: None
+    run.train()
+    return (stamps[-1] - stamps[2]) / (len(stamps) - 3)
+
+
+def compare(name: str, recipe: config.Config, pairs: int, steps: int) -> None:
+    """Prints the median ratio of `pairs` alternating measurements."""
+    with tempfile.TemporaryDirectory() as workdir:
+        run = start(recipe, workdir)
+        step = run._compile_train_step()
+        ratios, speeds = [], []
+        for _ in range(pairs):
+            bare = bare_seconds(run, step, steps)
+            loop = loop_seconds(run, step, steps)
+            ratios.append(bare / loop)
+            speeds.append(recipe.data.batch_size / loop)
+        print(
+            f"{name}: loop/bare {statistics.median(ratios):.3f} "
+            f"({', '.join(f'{r:.3f}' for r in ratios)}), "
+            f"{statistics.median(speeds):,.0f} images/s"
+        )
+
+
+def memory(recipe: config.Config) -> None:
+    """Prints the resident memory at steps 100 and 1,000 of the loop."""
+    resident: dict[int, int] = {}
+    with tempfile.TemporaryDirectory() as workdir:
+        run = start(recipe, workdir)
+        step = run._compile_train_step()
+
+        def watched(state: Any, batch: Any) -> Any:
+            if run.step + 1 in (100, 1000):
+                resident[run.step + 1] = psutil.Process().memory_info().rss
+            return step(state, batch)
+
+        run.plan = trainer.dataclasses.replace(run.plan, total_steps=1001)
+        run._compile_train_step = lambda: watched
+        run._evaluate_and_save = lambda: None
+        run.train()
+    mib = {step: size / 2**20 for step, size in resident.items()}
+    print(
+        f"memory: {mib[100]:,.0f} MiB at step 100, {mib[1000]:,.0f} MiB at step 1,000, "
+        f"ratio {mib[1000] / mib[100]:.3f}"
+    )
+
+
+def main() -> None:
+    """Runs the comparisons that were asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--memory", action="store_true", help="only the memory")
+    options = parser.parse_args()
+    assert pathlib.Path("configs").is_dir(), "run me from the project's folder"
+    if options.memory:
+        memory(small_default())
+        return
+    compare("default", small_default(), options.pairs, options.steps)
+    compare("vgg11 at 64 pixels", vgg11_at_64(), options.pairs, options.steps)
+
+
+if __name__ == "__main__":
+    main()
