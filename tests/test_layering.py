@@ -9,9 +9,9 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
     {"config", "model", "metrics"},
-    {"preprocess", "optimizer", "parallel", "datasets"},
-    {"dataset", "train_step"},
-    {"evaluation", "checkpoint", "report"},
+    {"preprocess", "optimizer", "parallel", "datasets", "report"},
+    {"dataset", "train_step", "progress"},
+    {"evaluation", "checkpoint"},
     {"trainer", "net"},
     {"cli"},
 )
@@ -20,8 +20,8 @@ OWNERS = {  # top-level package -> the only modules that import it
     "grain": {"dataset"},
     "tensorflow_datasets": {"dataset", "datasets"},
     "matplotlib": {"report"},
-    "tensorboardX": {"report"},
-    "tqdm": {"report"},
+    "tensorboardX": {"progress"},
+    "tqdm": {"progress"},
     "tensorflow": set(),
     "torch": set(),
 }

@@ -9,7 +9,7 @@ import pytest
 from conftest import changed
 
 import vgg_flax
-from vgg_flax import checkpoint, config, report, trainer
+from vgg_flax import checkpoint, config, progress, trainer
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_loaded_net_scores_the_test_split_as_the_run_did(
     logits = net(views)
     labels = sklearn.datasets.load_digits()["target"][1437:]
     hits = int((np.asarray(logits).argmax(axis=1) == labels).sum())
-    record = report.read_records(workdir)[-1]
+    record = progress.read_records(workdir)[-1]
     assert (record["split"], record["top1_count"]) == ("test", hits)
     np.testing.assert_array_equal(logits, net(net.preprocessing.normalize(views)))
 
@@ -86,7 +86,7 @@ def test_it_knows_its_variant_classes_and_steps(workdir: pathlib.Path) -> None:
     assert last.variant == "vgg11"
     assert last.model.num_classes == 10
     assert last.class_names == tuple("0123456789")
-    records = [r for r in report.read_records(workdir) if r["split"] == "validation"]
+    records = [r for r in progress.read_records(workdir) if r["split"] == "validation"]
     best_step = max(records, key=lambda r: (r["top1"], r["step"]))["step"]
     with checkpoint.Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
         expected = checkpoints.read(checkpoints.best_step() or 0).variables

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from conftest import changed
 
-from vgg_flax import checkpoint, report
+from vgg_flax import checkpoint, progress
 from vgg_flax import config as config_lib
 
 PROGRAM = """
@@ -76,7 +76,7 @@ def test_two_processes_train_resume_and_count_as_one(
     assert "4 x cpu in 2 process(es)" in outputs[0]
     gloo = "[Gloo]"  # its own greeting
     assert all(line.startswith(gloo) for line in outputs[1].splitlines())
-    one, two = (report.read_records(tmp_path / name) for name in ("one", "two"))
+    one, two = (progress.read_records(tmp_path / name) for name in ("one", "two"))
     assert [(r["step"], r["split"]) for r in one] == [
         (r["step"], r["split"]) for r in two
     ]

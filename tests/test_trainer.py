@@ -14,7 +14,7 @@ import pytest
 from conftest import changed
 
 import vgg_flax
-from vgg_flax import checkpoint, report, trainer
+from vgg_flax import checkpoint, progress, trainer
 from vgg_flax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -96,7 +96,7 @@ def undisturbed(
 def test_a_run_leaves_records_curves_config_and_the_result_as_its_last_line(
     undisturbed: pathlib.Path, digits_dir: str
 ) -> None:
-    records = report.read_records(undisturbed)
+    records = progress.read_records(undisturbed)
     tests = [r for r in records if r["split"] == "test"]
     assert [(r["step"], r["count"]) for r in tests] == [(20, 360)]
     validations = [r for r in records if r["split"] == "validation"]
@@ -121,14 +121,14 @@ def test_a_run_leaves_records_curves_config_and_the_result_as_its_last_line(
     assert "complete" in out
     top1 = f"test top1 {tests[0]['top1']:.2%} ({tests[0]['top1_count']}/360)"
     assert out.splitlines()[-1].startswith(top1)
-    assert report.read_records(undisturbed) == records
+    assert progress.read_records(undisturbed) == records
 
 
 def test_the_newest_three_checkpoints_and_the_best_are_kept(
     undisturbed: pathlib.Path,
 ) -> None:
     validations = [
-        r for r in report.read_records(undisturbed) if r["split"] == "validation"
+        r for r in progress.read_records(undisturbed) if r["split"] == "validation"
     ]
     best = max(r["top1"] for r in validations)
     with checkpoint.Checkpoints(undisturbed / "checkpoints", keep=3) as checkpoints:
@@ -150,7 +150,7 @@ def test_after_kill_9_a_run_resumes_to_the_same_bits(
     assert code == 0, err
     assert "resumed at step" in out
     assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
-    ours, theirs = report.read_records(tmp_path), report.read_records(undisturbed)
+    ours, theirs = progress.read_records(tmp_path), progress.read_records(undisturbed)
     for split in ("validation", "test"):
         assert [(r["step"], r["loss"]) for r in ours if r["split"] == split] == [
             (r["step"], r["loss"]) for r in theirs if r["split"] == split
@@ -221,7 +221,7 @@ def test_a_signal_during_evaluation_loses_nothing(tmp_path: pathlib.Path) -> Non
     assert "resumed at step 3" in out
     assert crcs(interrupted, 6) == crcs(whole, 6)
     for workdir in (whole, interrupted):
-        records = report.read_records(workdir)
+        records = progress.read_records(workdir)
         steps = [r["step"] for r in records if r["split"] == "validation"]
         assert steps == [3, 6], workdir
 
@@ -286,13 +286,13 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
         config, optimizer__learning_rate=1e38, optimizer__warmup_epochs=0.2
     )
     diverging = changed(diverging, optimizer__warmup_epochs=0.1)
-    with pytest.raises(trainer.NonFiniteError, match=r"at step \d+.*learning_rate"):
+    with pytest.raises(progress.NonFiniteError, match=r"at step \d+.*learning_rate"):
         trainer.train_and_evaluate(diverging, tmp_path)
     with checkpoint.Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
         for step in checkpoints.steps():
             leaves = checkpoints.read(step).leaves
             assert all(abs(float(x.sum())) < 1e38 for x in leaves.values()), step
-    records = report.read_records(tmp_path)
+    records = progress.read_records(tmp_path)
     assert all(abs(r["loss"]) < 1e38 for r in records)
 
 
@@ -350,7 +350,7 @@ def test_undecodable_images_are_skipped_and_counted_when_asked(
     record = trainer.train_and_evaluate(config, tmp_path / "skip")
     assert (record["count"], record["skipped"]) == (15, 1)
     trained = [
-        r for r in report.read_records(tmp_path / "skip") if r["split"] == "train"
+        r for r in progress.read_records(tmp_path / "skip") if r["split"] == "train"
     ]
     assert sum(r["count"] for r in trained) == 30
     assert sum(r["skipped"] for r in trained) == 2

@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from vgg_flax import dataset
+    from vgg_flax.datasets import prepared
 
-    folder = dataset.prepare(
+    folder = prepared.prepare(
         options.name, options.data_dir, options.manual_dir, options.file_format
     )
     print(f"prepared {options.name} in {folder}")

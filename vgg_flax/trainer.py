@@ -18,15 +18,12 @@ from vgg_flax import (
     optimizer,
     parallel,
     preprocess,
+    progress,
     report,
     train_step,
 )
 from vgg_flax import config as config_lib
 from vgg_flax.config import Config, ConfigError, VGGFlaxError
-
-
-class NonFiniteError(VGGFlaxError):
-    """The loss, the gradients or the params stopped being numbers."""
 
 
 class Interrupted(VGGFlaxError):
@@ -142,7 +139,7 @@ class _Run:
             else None
         )
         net = train_step.make_model(config.model)
-        if net.param_dtype == "float64" and not jax.config.jax_enable_x64:
+        if net.param_dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ConfigError(
                 "config.model.dtype='float64' needs JAX's 64-bit mode, which is off; "
                 "set the environment variable JAX_ENABLE_X64=1"
@@ -178,7 +175,7 @@ class _Run:
             if self.config.init_from:
                 self.state = _init_from(self.config, self.state)
         self.state = parallel.replicate(self.state)
-        self.log = report.Log(
+        self.log = progress.Log(
             self.workdir,
             start_step=self.step,
             total_steps=self.plan.total_steps,
@@ -201,25 +198,31 @@ class _Run:
             start_step=self.step,
             shard=self.shard,
         )
-        window = _Window(self.config, self.plan, self.log)
+        meter = progress.Meter(
+            self.log,
+            batch_size=self.config.data.batch_size,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            total_steps=self.plan.total_steps,
+            log_every_steps=self.config.log_every_steps,
+        )
         for batch in parallel.prefetch(batches):
             self.state, metrics = step_fn(self.state, batch)
             self.step += 1
-            window.add(self.step, metrics)
+            meter.add(self.step, metrics)
             if self.plan.saves_at(self.step):
-                window.read_all()
+                meter.read_all()
                 self.evaluated = not self.plan.evaluates_at(self.step)
                 self._evaluate_and_save()
-                window.restart_clock()
+                meter.restart_clock()
             if self.signals.received:
-                window.read_all()
+                meter.read_all()
                 self._stop()
             if self.step == self.plan.total_steps:
                 break
 
     def test(self) -> dict[str, Any]:
         """The test record of the last step, measured unless it is there already."""
-        done = [r for r in report.read_records(self.workdir) if r["split"] == "test"]
+        done = [r for r in progress.read_records(self.workdir) if r["split"] == "test"]
         if done and done[-1]["step"] == self.step:
             self.log.say(f"complete: {self.workdir} is at its last step, {self.step}")
             record = done[-1]
@@ -340,108 +343,6 @@ class _Run:
         )
         if resumed and self.step < plan.total_steps:
             say(f"resumed at step {self.step}")
-
-
-class _Window:
-    """Metrics between two log records, read one step behind the step just sent.
-
-    So the host waits only for a step whose successor is queued already, and a loss
-    that is not finite is known one step later.
-    """
-
-    def __init__(self, config: Config, plan: Plan, log: report.Log):
-        self._config, self._plan, self._log = config, plan, log
-        self._pending: list[tuple[int, Any]] = []
-        self._start_window()
-        self.restart_clock()
-        self._speed: float | None = None
-        self._announced = False
-
-    def add(self, step: int, metrics: Any) -> None:
-        """Takes the metrics of a step just sent; reads those of the one before."""
-        self._pending.append((step, metrics))
-        while len(self._pending) > 1:
-            self._read()
-
-    def read_all(self) -> None:
-        """Waits for the step just sent."""
-        while self._pending:
-            self._read()
-
-    def restart_clock(self) -> None:
-        """Leaves the time since the last step (evaluating, saving) out of the speed."""
-        self._clock, self._clocked_steps = time.perf_counter(), 0
-
-    def _start_window(self) -> None:
-        self._sums = {"loss": 0.0, "top1": 0, "top5": 0, "count": 0}
-        self._steps = 0
-
-    def _read(self) -> None:
-        step, metrics = self._pending.pop(0)
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        self._check_finite(step, values)
-        for name in self._sums:
-            self._sums[name] += values[name]
-        self._steps += 1
-        self._clocked_steps += 1
-        if self._clocked_steps >= 2:  # the first one waits for the pipeline to fill
-            seconds = (time.perf_counter() - self._clock) / self._clocked_steps
-            self._speed = seconds
-        images_per_second = (
-            self._config.data.batch_size / self._speed if self._speed else None
-        )
-        self._log.advance(images_per_second)
-        left = (self._plan.total_steps - step) * (self._speed or 0)
-        if not self._announced and self._clocked_steps == 10:
-            self._announced = True
-            self._log.say(
-                f"about {report.format_time(left)} to go, at {images_per_second:,.0f} "
-                "images/s"
-            )
-        due = step % self._config.log_every_steps == 0 or self._plan.evaluates_at(step)
-        if due:
-            self._record(step, values, images_per_second, left)
-
-    def _record(
-        self,
-        step: int,
-        values: dict[str, float],
-        images_per_second: float | None,
-        left: float,
-    ) -> None:
-        sums, count = self._sums, max(1, self._sums["count"])
-        skipped = self._steps * self._config.data.batch_size - sums["count"]
-        record = {
-            "step": step,
-            "epoch": step / self._plan.steps_per_epoch,
-            "split": "train",
-            "loss": sums["loss"] / count,
-            "top1": sums["top1"] / count,
-            "top5": sums["top5"] / count,
-            "count": sums["count"],
-            "learning_rate": values["learning_rate"],
-            "gradient_norm": values["gradient_norm"],
-            "parameter_norm": values["parameter_norm"],
-        }
-        if images_per_second:
-            record |= {
-                "images_per_second": round(images_per_second, 1),
-                "seconds_left": round(left, 1),
-            }
-        if skipped:
-            record["skipped"] = skipped
-        self._log.record(record)
-        self._start_window()
-
-    def _check_finite(self, step: int, values: dict[str, float]) -> None:
-        for name in ("loss", "gradient_norm", "parameter_norm"):
-            if not math.isfinite(values[name]):
-                raise NonFiniteError(
-                    f"{name.replace('_', ' ')} is {values[name]} at step {step}, with "
-                    f"learning rate {values['learning_rate']:g}: lower "
-                    "--config.optimizer.learning_rate or add warmup_epochs; the last "
-                    "good checkpoint is kept"
-                )
 
 
 def _check_batch_sizes(config: Config) -> None:

@@ -1,6 +1,12 @@
-"""Sources of labelled images: our own TFDS builder, tfrecord files, plain folders."""
+"""Sources of labelled images: TFDS' data sets and our own digits, plain folders."""
 
 from typing import Any, Protocol
+
+from vgg_flax.config import VGGFlaxError
+
+
+class DataError(VGGFlaxError):
+    """A data set, split, class count or image that does not fit the run."""
 
 
 class RandomAccess(Protocol):

@@ -8,13 +8,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vgg_flax.config import VGGFlaxError
+from vgg_flax.datasets import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
-class FolderError(VGGFlaxError):
+class FolderError(DataError):
     """A folder that is missing, empty, or laid out in another way."""
 
 

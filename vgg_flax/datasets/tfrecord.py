@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vgg_flax.config import VGGFlaxError
+from vgg_flax.datasets import DataError
 
 _HEADER = struct.Struct("<QI")
 _FOOTER_SIZE = 4
 
 
-class TFRecordError(VGGFlaxError):
+class TFRecordError(DataError):
     """A tfrecord file that is cut off or holds another number of records."""
 
 

@@ -1,0 +1,227 @@
+"""What a run tells while it goes on: records, lines, a progress bar, its speed."""
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+import jax
+import tqdm
+from etils import epath
+
+from vgg_flax import report
+from vgg_flax.config import VGGFlaxError
+
+
+class NonFiniteError(VGGFlaxError):
+    """The loss, the gradients or the params stopped being numbers."""
+
+
+class Log:
+    """A run's records: `metrics.jsonl`, TensorBoard files, `curves.png`, and lines.
+
+    On a terminal a progress bar shows speed and time left; elsewhere plain lines do.
+    In all processes but the first it does nothing.
+    """
+
+    def __init__(
+        self, workdir: epath.Path, *, start_step: int, total_steps: int, active: bool
+    ):
+        """Opens the files; records after `start_step`, of a killed run, are dropped."""
+        self._workdir, self._active = workdir, active
+        self._total_steps, self._start_step = total_steps, start_step
+        self._bar = None
+        self.records: list[dict[str, Any]] = []
+        if not active:
+            return
+        import tensorboardX
+
+        self._path = workdir / "metrics.jsonl"
+        self.records = [r for r in read_records(workdir) if r["step"] <= start_step]
+        self._path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        self._stream = self._path.open("a")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1
+        )
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                initial=start_step, total=total_steps, unit="step", dynamic_ncols=True
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the progress bar if there is one."""
+        if self._active:
+            tqdm.tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def advance(self, images_per_second: float | None = None) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            if images_per_second is not None:
+                self._bar.set_postfix_str(f"{images_per_second:,.0f} images/s")
+            self._bar.update()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Writes a record of a step and split to the files, and a line of it."""
+        if not self._active:
+            return
+        record = {**record, "time": round(time.time(), 3)}
+        self.records.append(record)
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name not in ("step", "time"):
+                tag = f"{record['split']}/{name}"
+                self._board.add_scalar(tag, value, record["step"])
+        if self._bar is None or record["split"] != "train":
+            self.say(self._line(record))
+
+    def draw(self) -> None:
+        """Redraws `curves.png` and lets TensorBoard see what was written."""
+        if self._active:
+            report.draw_curves(self.records, self._workdir / "curves.png")
+            self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files and the bar."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._active:
+            self._stream.close()
+            self._board.close()
+
+    def _line(self, record: dict[str, Any]) -> str:
+        parts = [
+            f"step {record['step']:>{len(str(self._total_steps))}}/{self._total_steps}",
+            f"epoch {record['epoch']:.1f}",
+            f"{record['split']:<10}",
+            f"loss {record['loss']:.4f}",
+            f"top1 {record['top1']:.2%}",
+            f"top5 {record['top5']:.2%}",
+        ]
+        if "images_per_second" in record:
+            parts.append(f"{record['images_per_second']:,.0f} images/s")
+        if "seconds_left" in record:
+            parts.append(f"{report.format_time(record['seconds_left'])} left")
+        if record.get("skipped"):
+            parts.append(f"{record['skipped']} skipped")
+        return "  ".join(parts)
+
+
+class Meter:
+    """Metrics between two log records, read one step behind the step just sent.
+
+    So the host waits only for a step whose successor is queued already, and a loss
+    that is not finite is known one step later.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        batch_size: int,
+        steps_per_epoch: float,
+        total_steps: int,
+        log_every_steps: int,
+    ):
+        self._log, self._batch_size = log, batch_size
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+        self._log_every_steps = log_every_steps
+        self._pending: list[tuple[int, Any]] = []
+        self._start_window()
+        self.restart_clock()
+        self._speed: float | None = None  # seconds a step
+        self._announced = False
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes the metrics of a step just sent; reads those of the one before."""
+        self._pending.append((step, metrics))
+        while len(self._pending) > 1:
+            self._read()
+
+    def read_all(self) -> None:
+        """Waits for the step just sent."""
+        while self._pending:
+            self._read()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step (evaluating, saving) out of the speed."""
+        self._clock, self._clocked_steps = time.perf_counter(), 0
+
+    def _start_window(self) -> None:
+        self._sums = {"loss": 0.0, "top1": 0, "top5": 0, "count": 0}
+        self._steps = 0
+
+    def _read(self) -> None:
+        step, metrics = self._pending.pop(0)
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._check_finite(step, values)
+        for name in self._sums:
+            self._sums[name] += values[name]
+        self._steps += 1
+        self._clocked_steps += 1
+        if self._clocked_steps >= 2:  # the first one waits for the pipeline to fill
+            self._speed = (time.perf_counter() - self._clock) / self._clocked_steps
+        images_per_second = self._batch_size / self._speed if self._speed else None
+        self._log.advance(images_per_second)
+        left = (self._total_steps - step) * (self._speed or 0)
+        if not self._announced and self._clocked_steps == 10:
+            self._announced = True
+            self._log.say(
+                f"about {report.format_time(left)} to go, at {images_per_second:,.0f} "
+                "images/s"
+            )
+        is_last = step == self._total_steps
+        if step % self._log_every_steps == 0 or is_last:
+            self._record(step, values, images_per_second, left)
+
+    def _record(
+        self,
+        step: int,
+        values: dict[str, float],
+        images_per_second: float | None,
+        left: float,
+    ) -> None:
+        sums, count = self._sums, max(1, self._sums["count"])
+        skipped = self._steps * self._batch_size - sums["count"]
+        record = {
+            "step": step,
+            "epoch": step / self._steps_per_epoch,
+            "split": "train",
+            "loss": sums["loss"] / count,
+            "top1": sums["top1"] / count,
+            "top5": sums["top5"] / count,
+            "count": sums["count"],
+            "learning_rate": values["learning_rate"],
+            "gradient_norm": values["gradient_norm"],
+            "parameter_norm": values["parameter_norm"],
+        }
+        if images_per_second:
+            record |= {
+                "images_per_second": round(images_per_second, 1),
+                "seconds_left": round(left, 1),
+            }
+        if skipped:
+            record["skipped"] = skipped
+        self._log.record(record)
+        self._start_window()
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        for name in ("loss", "gradient_norm", "parameter_norm"):
+            if not math.isfinite(values[name]):
+                raise NonFiniteError(
+                    f"{name.replace('_', ' ')} is {values[name]} at step {step}, with "
+                    f"learning rate {values['learning_rate']:g}: lower "
+                    "--config.optimizer.learning_rate or add warmup_epochs; the last "
+                    "good checkpoint is kept"
+                )
+
+
+def read_records(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The records of `WORKDIR/metrics.jsonl`; a cut-off last line is left out."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
