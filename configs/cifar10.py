@@ -32,6 +32,7 @@ def get_config() -> config.Config:
             padding=4,
             crop_size=32,
             test_scale=32,
+            cache=True,
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
         ),

@@ -99,6 +99,7 @@ IN_TEST_TRAINER = {
     "init_layers",
     "resume_with_changes",
 }
+IN_TEST_DATASET = {"data.cache"}
 READ_OPTIONS = {"data.num_threads", "data.prefetch"}
 
 
@@ -146,7 +147,13 @@ def batch_fingerprint(config: config_lib.Config) -> dict[str, Any]:
 
 
 def test_every_field_is_probed_somewhere() -> None:
-    probed = {*RUN_PROBES, *BATCH_PROBES, *IN_TEST_TRAINER, *READ_OPTIONS}
+    probed = {
+        *RUN_PROBES,
+        *BATCH_PROBES,
+        *IN_TEST_TRAINER,
+        *IN_TEST_DATASET,
+        *READ_OPTIONS,
+    }
     assert probed == set(config_lib.flatten(config_lib.Config()))
 
 

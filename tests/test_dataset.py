@@ -513,3 +513,41 @@ def test_the_message_of_a_bad_image_holds_no_address():
     with pytest.raises(dataset.DataError) as caught:
         drain(settings(), damaged(53, 7), "eval")
     assert " at 0x" not in str(caught.value)
+
+
+def test_a_cache_reads_each_record_once_and_changes_nothing():
+    class Counting:
+        def __init__(self, records: Any):
+            self.records, self.reads = records, 0
+
+        def __len__(self) -> int:
+            return len(self.records)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            self.reads += 1
+            return self.records[index]
+
+    plain = numbered(10)
+    batches = []
+    for cache, expected in ((False, 40), (True, 10)):
+        counting = Counting(plain.records)
+        split = dataclasses.replace(plain, records=counting)
+        examples = dataset._Decoded(settings(cache=cache), split)
+        batches.append([examples[i % 10]["label"] for i in range(40)])
+        assert counting.reads == expected
+    assert batches[0] == batches[1]
+    one, two = (
+        [next(stream) for _ in range(6)]
+        for stream in (
+            dataset.train_batches(
+                settings(cache=cache, batch_size=4, flip=True),
+                plain,
+                seed=0,
+                start_step=0,
+                shard=dataset.Shard(),
+            )
+            for cache in (False, True)
+        )
+    )
+    for ours, theirs in zip(one, two, strict=True):
+        assert_equal(ours, theirs)

@@ -42,6 +42,7 @@ CHOICES = {
 FREE_ON_RESUME = (
     "data.data_dir",
     "data.eval_batch_size",
+    "data.cache",
     "data.num_threads",
     "data.prefetch",
     "data.on_bad_image",
@@ -106,6 +107,7 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels in [0, 1], RGB
     std: tuple[float, ...] = IMAGENET_STD
     on_bad_image: str = "stop"  # or "skip": left out of the loss, and counted
+    cache: bool = False  # keep decoded training images in memory: for small sets
     num_threads: int = 16
     prefetch: int = 32  # batches made ahead on the host
 

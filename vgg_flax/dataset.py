@@ -88,11 +88,11 @@ def train_batches(
     local = shard.local_size(config.batch_size)
     index = np.arange(local, dtype=np.int32) + shard.process * local
     dataset = (
-        grain.MapDataset.source(split.records)
+        grain.MapDataset.source(_Decoded(config, split))
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(_TrainExample(config, split))
+        .random_map(_TrainView(config))
         .batch(local)[shard.process :: shard.processes]
         .map(lambda batch: {**batch, "index": index})
     )
@@ -142,19 +142,36 @@ def eval_batch_shapes(
     }
 
 
-class _TrainExample:
-    """A record -> the example that training sees of it this time."""
+class _Decoded:
+    """The records of a split with their images decoded; in memory if so configured."""
 
     def __init__(self, config: DataConfig, split: Split):
         self._config, self._split = config, split
+        self._cache: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> Batch:
+        if index in self._cache:
+            return self._cache[index]
+        example = _decode(self._config, self._split, self._split.records[index])
+        if self._config.cache:
+            self._cache[index] = example
+        return example
+
+
+class _TrainView:
+    """A decoded record -> the example that training sees of it this time."""
+
+    def __init__(self, config: DataConfig):
+        self._config = config
         self._view = preprocess.make_train_view(config)
 
-    def __call__(self, element: dict[str, Any], rng: np.random.Generator) -> Batch:
-        config = self._config
-        example = _decode(config, self._split, element)
-        example["image"] = self._view(example["image"], rng)
-        if config.color_shift:
-            example["color_shift"] = preprocess.color_shift(config, rng)
+    def __call__(self, element: Batch, rng: np.random.Generator) -> Batch:
+        example = {**element, "image": self._view(element["image"], rng)}
+        if self._config.color_shift:
+            example["color_shift"] = preprocess.color_shift(self._config, rng)
         return example
 
 
