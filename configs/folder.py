@@ -3,8 +3,8 @@
 command   python train.py --config=configs/folder.py --config.data.data_dir=DIR
           --config.model.num_classes=N
 hardware  a laptop's CPU for a few hundred images
-time      FOLDER_TIME
-result    FOLDER_RESULT
+time      not measured; 400 images of 64 pixels take minutes on two CPU cores
+result    depends on your images
 """
 
 from vgg_flax import config

@@ -51,7 +51,8 @@ def draw_curves(records: list[dict[str, Any]], path: epath.Path) -> None:
     for axes in (loss_axes, error_axes):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        if axes.lines:  # none yet: a test before the first train record
+            axes.legend(frameon=False)
     with path.open("wb") as stream:
         figure.savefig(stream, format="png")
 
