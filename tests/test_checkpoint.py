@@ -13,7 +13,6 @@ import pytest
 
 from vgg_flax import checkpoint, config, parallel, train_step
 
-
 # Orbax leaves coroutines of failed reads behind; Python reports their end when it
 # collects them, which is made to happen here and not in another file's test.
 pytestmark = pytest.mark.filterwarnings(
