@@ -3,8 +3,9 @@
 command   python train.py --config=configs/folder.py --config.data.data_dir=DIR
           --config.model.num_classes=N
 hardware  a laptop's CPU for a few hundred images
-time      not measured; 400 images of 64 pixels take minutes on two CPU cores
-result    depends on your images
+time      175 s for 360 images of 64 pixels, measured on two shared x86 cores
+result    measured there on 10 kinds of clothing, 120 test photos, seeds 0, 1, 2:
+          top-1 45.0%, 42.5%, 38.3% (a linear model on the pixels: 27.5%)
 """
 
 from vgg_flax import config
