@@ -6,7 +6,9 @@ its shape, dtype and crc32; a flipped bit in an array restores without an error)
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import logging
 import zlib
 from typing import Any
@@ -44,6 +46,17 @@ class Checkpoint:
     step: int
     leaves: Leaves
     meta: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the leaves' names, shapes, dtypes and crcs: equal for equal weights."""
+        described = {
+            path: leaf
+            for path, leaf in self.meta["leaves"].items()
+            if path.split("/")[0] in _MODEL_KEYS
+        }
+        text = json.dumps(described, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def variables(self) -> Tree:

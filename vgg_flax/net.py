@@ -21,6 +21,10 @@ class Net(struct.PyTreeNode):
       variant: a key of `vgg_flax.VARIANTS`.
       preprocessing: `.test_view(image_bytes)` and `.normalize(images)`.
       class_names: in the order of the logits.
+      train_scale: S of the paper, (low, high), that the net was trained at; None
+        where a weight file does not tell.
+      source: the file or run directory, as it was given.
+      sha256: of the file; of a run's checkpoint, of its list of leaves and crcs.
     """
 
     variables: dict[str, Any]
@@ -28,6 +32,9 @@ class Net(struct.PyTreeNode):
     variant: str = struct.field(pytree_node=False)
     preprocessing: preprocess.Preprocessing = struct.field(pytree_node=False)
     class_names: tuple[str, ...] = struct.field(pytree_node=False)
+    train_scale: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+    source: str = struct.field(pytree_node=False, default="")
+    sha256: str = struct.field(pytree_node=False, default="")
 
     def __call__(self, images: Any) -> jax.Array:
         """Logits `[batch, classes]` of images `[batch, height, width, channels]`.
@@ -73,4 +80,9 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Net:
         variant=found.meta["variant"],
         preprocessing=preprocess.Preprocessing.from_dict(found.meta["preprocessing"]),
         class_names=tuple(found.meta["class_names"]),
+        train_scale=(
+            settings.data.train_scale if settings.data.train_view == "paper" else None
+        ),
+        source=str(workdir),
+        sha256=found.sha256,
     )

@@ -130,12 +130,14 @@ class Preprocessing:
       std: likewise.
       test_scale: Q, the smaller side after resizing.
       crop_size: the side of the centre crop.
+      resize: a key of `RESIZES`: "pillow" (antialiased bilinear) or "cv2".
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_scale: int
     crop_size: int
+    resize: str = "pillow"
 
     @classmethod
     def of(cls, config: DataConfig) -> "Preprocessing":
@@ -150,6 +152,7 @@ class Preprocessing:
             tuple(values["std"]),
             values["test_scale"],
             values["crop_size"],
+            values.get("resize", "pillow"),  # absent from the first checkpoints
         )
 
     @property
@@ -160,7 +163,7 @@ class Preprocessing:
     def test_view(self, image: bytes | np.ndarray) -> np.ndarray:
         """Resizes the smaller side to `test_scale` and crops the centre.
 
-        Equal to Pillow's antialiased bilinear, pixel for pixel.
+        With `resize` "pillow" equal to Pillow's antialiased bilinear, pixel for pixel.
 
         Args:
           image: encoded bytes, or uint8 `[height, width, channels]`.
@@ -168,10 +171,18 @@ class Preprocessing:
         Returns:
           uint8 `[crop_size, crop_size, channels]`.
         """
+        return center_crop(self.rescale(image, self.test_scale), self.crop_size)
+
+    def rescale(self, image: bytes | np.ndarray, scale: int) -> np.ndarray:
+        """The whole image, its smaller side resized to `scale`: section 3.2's Q.
+
+        Returns:
+          uint8 `[height, width, channels]`.
+        """
         if not isinstance(image, np.ndarray):
             image = decode(image, self.channels)
-        size = isotropic_size(image.shape[0], image.shape[1], self.test_scale)
-        return center_crop(resize(image, *size), self.crop_size)
+        size = isotropic_size(image.shape[0], image.shape[1], scale)
+        return RESIZES[self.resize](image, *size)
 
     def normalize(
         self, images: Any, color_shift: Any = None, dtype: Any = "float32"
