@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
     {"config", "model", "metrics"},
     {"preprocess", "optimizer", "parallel", "datasets", "report"},
-    {"dataset", "train_step", "progress"},
+    {"dataset", "train_step", "progress", "weights"},
     {"evaluation", "checkpoint"},
     {"trainer", "net"},
     {"cli"},

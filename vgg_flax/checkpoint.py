@@ -112,7 +112,9 @@ class Checkpoints:
         leaves = to_leaves(state)
         meta = {**meta, "versions": _versions(), "leaves": _describe(leaves)}
         items = {
-            item: ocp.args.StandardSave(_nest(_part(leaves, item))) for item in _ITEMS
+            item: ocp.args.StandardSave(_nest(part))
+            for item in _ITEMS
+            if (part := _part(leaves, item))
         }
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
         metrics = None if top1 is None else {"top1": top1}
@@ -180,12 +182,13 @@ class Checkpoints:
                 for path, leaf in meta["leaves"].items()
             }
             targets = {
-                item: ocp.args.StandardRestore(_nest(_part(described, item)))
+                item: ocp.args.StandardRestore(_nest(part))
                 for item in items
+                if (part := _part(described, item))
             }
             restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
             leaves: Leaves = {}
-            for item in items:
+            for item in targets:
                 leaves |= traverse_util.flatten_dict(restored[item], sep="/")
             found = _describe(leaves)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -259,6 +262,21 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
         else:
             raise ValueError(f"step={step!r}; expected a number, 'last' or 'best'")
         return checkpoints.read(chosen, items=("model",))
+
+
+def save_variables(
+    workdir: epath.PathLike, variables: Tree, meta: dict[str, Any]
+) -> None:
+    """Writes a net alone, as step 0 of a new run directory that `load` reads.
+
+    Raises:
+      CheckpointError: there are checkpoints already, or they cannot be written.
+    """
+    if exists(workdir):
+        raise CheckpointError(f"{workdir} holds checkpoints already; choose another")
+    with Checkpoints(folder_of(workdir), keep=1) as checkpoints:
+        checkpoints.save(0, variables, meta, None)
+        checkpoints.wait()
 
 
 def to_leaves(state: Any) -> Leaves:

@@ -168,7 +168,8 @@ class VGG(nn.Module):
       width_multiplier: scales the convolutions' widths (64, 128, 256, 512, 512).
       fc_widths: widths of fc6 and fc7.
       fc6_window: side of fc6's window on the last map: 7 at 224 pixels, 1 at 32.
-      head: "fc" (fc6, fc7, fc8), or "gap": global average pool and fc8 alone.
+      head: "fc" (fc6, fc7, fc8); "gap": global average pool and fc8 alone; "none":
+        pool5 is the score map, and its mean the "logits": features only.
       dropout_rate: after fc6 and fc7, in training.
       initializer: a key of `INITIALIZERS`; biases start at zero.
       dtype: of the computation. Params are float32 (float64 if this is), as are
@@ -197,6 +198,14 @@ class VGG(nn.Module):
     def param_dtype(self) -> jnp.dtype:
         """float32, or float64 where the computation is float64."""
         return jnp.promote_types(self.dtype, jnp.float32)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The attributes, JSON-like; `VGG(**settings)` is this net on one device."""
+        names = {field.name for field in dataclasses.fields(self)}
+        names -= {"parent", "name", "batch_norm_axis"}
+        settings = {name: getattr(self, name) for name in sorted(names)}
+        return settings | {"dtype": str(jnp.dtype(self.dtype))}
 
     @property
     def smallest_image(self) -> int:
@@ -268,7 +277,8 @@ class VGG(nn.Module):
                 if train and self.dropout_rate:
                     key = self.make_rng("dropout")
                     x = example_dropout(x, self.dropout_rate, key, example_index)
-        x = self._conv("fc8", self.num_classes, 1, fc_init)(x)
+        if self.head != "none":
+            x = self._conv("fc8", self.num_classes, 1, fc_init)(x)
         return x.astype(self.param_dtype)
 
     def _check(self, images: jax.Array) -> None:

@@ -263,13 +263,14 @@ class _Run:
         self._save(top1)
 
     def _save(self, top1: float | None) -> None:
+        data, net = self.config.data, train_step.make_model(self.config.model)
         meta = {
             "config": dataclasses.asdict(self.config),
-            "variant": train_step.make_model(self.config.model).variant,
-            "preprocessing": dataclasses.asdict(
-                preprocess.Preprocessing.of(self.config.data)
-            ),
+            "variant": net.variant,
+            "model": net.settings,
+            "preprocessing": dataclasses.asdict(preprocess.Preprocessing.of(data)),
             "class_names": list(self.train_split.class_names),
+            "train_scale": data.train_scale if data.train_view == "paper" else None,
             "evaluated": self.evaluated,
         }
         self.checkpoints.save(self.step, self.state, meta, top1)

@@ -1,0 +1,7 @@
+"""Foreign weight files: container readers and lineage layouts, two lists."""
+
+from vgg_flax.config import VGGFlaxError
+
+
+class WeightsError(VGGFlaxError):
+    """A weight file that is missing, damaged, or of something else."""
