@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+import golden
 import jax
 import numpy as np
 import pytest
@@ -366,3 +367,59 @@ def test_dtypes() -> None:
 def test_damaged_metadata_of_ours_is_an_error() -> None:
     damaged = {"vgg_flax": json.dumps({"bgr": False})}
     assert "metadata" in listed(torchvision_tensors(), metadata=damaged)
+
+
+def full_size_shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """What torchvision's `state_dict` holds, without the step counters."""
+    widths = (64, 128, 256, 512, 512)
+    stages = VARIANTS[variant].stages
+    widths_in_order = [w for w, s in zip(widths, stages, strict=True) for _ in s]
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
+    for index, width in zip(TORCHVISION_INDICES[variant], widths_in_order, strict=True):
+        shapes[f"features.{index}.weight"] = (width, channels, 3, 3)
+        shapes[f"features.{index}.bias"] = (width,)
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"features.{index + 1}.{leaf}"] = (width,)
+        channels = width
+    for index, shape in ((0, (4096, 25088)), (3, (4096, 4096)), (6, (1000, 4096))):
+        shapes[f"classifier.{index}.weight"] = shape
+        shapes[f"classifier.{index}.bias"] = shape[:1]
+    return shapes
+
+
+def full_size_keras_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
+    for stage, (count, width) in enumerate(
+        zip((2, 2, 3, 3, 3), (64, 128, 256, 512, 512), strict=True), start=1
+    ):
+        for number in range(1, count + 1):
+            shapes[f"block{stage}_conv{number}/kernel"] = (3, 3, channels, width)
+            shapes[f"block{stage}_conv{number}/bias"] = (width,)
+            channels = width
+    for name, shape in (
+        ("fc1", (25088, 4096)), ("fc2", (4096, 4096)), ("predictions", (4096, 1000))
+    ):  # fmt: skip
+        shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = shape, shape[1:]
+    return shapes
+
+
+@pytest.mark.parametrize("peer", ["vgg11_bn", "VGG16"])
+def test_golden_logits_of_the_peers(peer: str) -> None:
+    if peer == "VGG16":
+        tensors = golden.keras_tensors(full_size_keras_shapes())
+        tensors = {
+            f"{name.split('/')[0]}/{name}:0": tensor for name, tensor in tensors.items()
+        }
+    else:
+        tensors = golden.torchvision_tensors(full_size_shapes(peer))
+    weights = mapping.to_weights(tensors)
+    del tensors
+    views = [weights.preprocessing.test_view(np.asarray(p)) for p in golden.photos()]
+    expected = np.load(golden.LOGITS)[peer]
+    found = logits(weights, np.stack(views))
+    spread = np.abs(expected - expected.mean(axis=0)).max()
+    assert np.abs(found - expected).max() <= 1e-3 * spread
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.argsort(-ours)[:5], np.argsort(-theirs)[:5])
