@@ -1,0 +1,126 @@
+"""A weight file as bytes: mapped read-only, and seen in place as arrays.
+
+A view costs no memory of its own: its pages are the file's, and the system may drop
+them. A file must not be truncated in place while its views are in use; replacing it
+by a rename is harmless.
+"""
+
+import math
+import mmap
+import os
+import pathlib
+import zlib
+from typing import Any
+
+import numpy as np
+
+from vgg_flax.weights import WeightsError
+
+# What a file may unfold to, by compression or by naming the same bytes repeatedly.
+# Trained weights hardly compress, tied ones are rare; a bomb is a thousand times its
+# file.
+_UNFOLD_FACTOR = 4
+_UNFOLD_FLOOR = 64 << 20
+
+
+class MappedFile:
+    """A file's content.
+
+    Attributes:
+      path: where it is.
+      content: its bytes, uint8 `[size]`, read-only.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Maps `path`.
+
+        Raises:
+          WeightsError: no such file, a directory, unreadable, or empty.
+        """
+        self.path = pathlib.Path(path).expanduser()
+        if self.path.is_dir():
+            raise WeightsError(
+                f"{self.path} is a directory; expected one weight file, such as "
+                f"{self.path / 'model.safetensors'}"
+            )
+        try:
+            with self.path.open("rb") as stream:
+                if not os.fstat(stream.fileno()).st_size:
+                    raise WeightsError(f"{self.path} is empty; download it again")
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"{self.path}: no such file; give the path of a weight file"
+            ) from error
+        except (OSError, ValueError) as error:  # ValueError: not a regular file
+            raise WeightsError(f"{self.path} cannot be read: {error}") from error
+        self.content = np.frombuffer(mapped, np.uint8)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content)
+
+    def head(self, count: int) -> bytes:
+        """The first `count` bytes, or all there are."""
+        return self.content[:count].tobytes()
+
+    def slice(self, start: int, size: int, what: str) -> np.ndarray:
+        """Bytes of the file as uint8 `[size]`, without a copy.
+
+        Raises:
+          WeightsError: they are not all in the file; `what` they would have been.
+        """
+        if start < 0 or size < 0 or start + size > self.size:
+            raise self.damaged(
+                f"{what} lies at bytes {start} to {start + size} of {self.size}"
+            )
+        return self.content[start : start + size]
+
+    def crc32(self, content: np.ndarray) -> int:
+        """Of uint8 bytes, as zip files store it."""
+        return zlib.crc32(content.data)
+
+    def check_unfolded(self, size: int) -> None:
+        """Raises WeightsError if `size` bytes are too many to come from this file."""
+        limit = _UNFOLD_FACTOR * self.size + _UNFOLD_FLOOR
+        if size > limit:
+            raise WeightsError(
+                f"{self.path}: {self.size} bytes claim to unfold to {size}, more than "
+                f"{limit}: refused as a decompression bomb; if the file is sound, "
+                "store it uncompressed"
+            )
+
+    def damaged(self, what: str) -> WeightsError:
+        """The error for a file whose structure does not hold."""
+        return WeightsError(
+            f"{self.path}: {what}; the file is damaged or incomplete: download or "
+            "copy it again"
+        )
+
+
+def view(
+    file: MappedFile, content: np.ndarray, dtype: Any, shape: Any, what: str
+) -> np.ndarray:
+    """uint8 `content` as an array of `dtype` and `shape`, without a copy.
+
+    Raises:
+      WeightsError: a shape that is none, or that does not fill the bytes.
+    """
+    check_shape(file, shape, what)
+    dtype = np.dtype(dtype)
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise file.damaged(
+            f"{what} of shape {tuple(shape)} and {dtype} has {len(content)} bytes"
+        )
+    return content.view(dtype).reshape(shape)
+
+
+def check_shape(file: MappedFile, shape: Any, what: str) -> None:
+    """Raises WeightsError unless `shape` is a sequence that NumPy can have."""
+    is_shape = isinstance(shape, (tuple, list)) and len(shape) <= 32
+    if not is_shape or not all(type(n) is int and n >= 0 for n in shape):
+        raise file.damaged(f"{what} has the shape {str(shape)[:200]}")
+    # NumPy multiplies the other sizes even if one is zero.
+    if math.prod(n for n in shape if n) > 1 << 48:
+        raise file.damaged(f"{what} has the shape {tuple(shape)}")
