@@ -9,10 +9,12 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
     {"config", "model", "metrics"},
-    {"preprocess", "optimizer", "parallel", "datasets", "report"},
+    {"preprocess", "optimizer", "parallel", "datasets", "report"}
+    | {"imagenet", "description"},
     {"dataset", "train_step", "progress"},
     {"evaluation", "checkpoint"},
     {"trainer", "net"},
+    {"folding", "export"},
     {"cli"},
 )
 OWNERS = {  # top-level package -> the only modules that import it
@@ -24,6 +26,7 @@ OWNERS = {  # top-level package -> the only modules that import it
     "tqdm": {"progress"},
     "tensorflow": set(),
     "torch": set(),
+    "torchvision": set(),
 }
 
 
