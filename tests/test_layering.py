@@ -14,7 +14,8 @@ FLOORS = (
     {"dataset", "train_step", "progress"},
     {"evaluation", "checkpoint"},
     {"trainer", "net"},
-    {"folding", "export"},
+    {"heatmap", "folding", "export"},
+    {"prediction"},
     {"cli"},
 )
 OWNERS = {  # top-level package -> the only modules that import it

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 _COLORS = {"train": "#9aa0a6", "validation": "#1a73e8", "test": "#d93025"}
@@ -53,6 +54,46 @@ def draw_curves(records: list[dict[str, Any]], path: epath.Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:  # none yet: a test before the first train record
             axes.legend(frameon=False)
+    with path.open("wb") as stream:
+        figure.savefig(stream, format="png")
+
+
+def draw_heatmaps(
+    path: epath.Path, title: str, picture: np.ndarray, maps: dict[str, np.ndarray]
+) -> None:
+    """A picture and, beside it, maps laid over it, as a PNG.
+
+    Args:
+      path: of the PNG.
+      title: over all.
+      picture: uint8 `[height, width, 1 or 3]`.
+      maps: by title, `[height, width]`, at least 0; each has a colour bar.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = picture.shape[:2]
+    panel = 4.0 * min(1.0, max(0.5, width / height))  # inches
+    grey = picture.mean(axis=2) if picture.shape[2] == 3 else picture[..., 0]
+    figure = Figure(
+        figsize=((panel + 0.7) * (len(maps) + 1), panel * height / width + 0.9),
+        dpi=120,
+        layout="constrained",
+    )
+    first, *others = figure.subplots(1, len(maps) + 1)
+    figure.suptitle(title, fontsize="x-large")
+    first.imshow(picture if picture.shape[2] == 3 else grey, cmap="gray")
+    first.set_title(f"{width} x {height} pixels", fontsize="medium")
+    for axes, (name, values) in zip(others, maps.items(), strict=True):
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        shown = axes.imshow(
+            values, cmap="inferno", alpha=0.6, vmin=0, vmax=values.max() or 1
+        )
+        axes.set_title(name, fontsize="medium")
+        bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize="small")
+    for axes in (first, *others):
+        axes.set_axis_off()
     with path.open("wb") as stream:
         figure.savefig(stream, format="png")
 
