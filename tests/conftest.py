@@ -1,6 +1,7 @@
 """Eight CPU devices, strict JAX settings, and small things that several tests use."""
 
 import os
+import pathlib
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vgg_flax import checkpoint, model, preprocess
 from vgg_flax import config as config_lib
-from vgg_flax import model, preprocess
 from vgg_flax import net as net_lib
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -110,3 +111,21 @@ def random_net(variant: str, **fields: Any) -> net_lib.Net:
         source="random.safetensors",
         sha256="0" * 64,
     )
+
+
+def save_run(net: net_lib.Net, workdir: pathlib.Path) -> pathlib.Path:
+    """`net` as a run directory that `vgg_flax.load` reads; returns `workdir`."""
+    names = {field.name for field in dataclasses.fields(config_lib.ModelConfig)}
+    fields = {k: v for k, v in vars(net.model).items() if k in names}
+    meta = {
+        "config": dataclasses.asdict(
+            config_lib.Config(model=config_lib.ModelConfig(**fields))
+        ),
+        "variant": net.variant,
+        "preprocessing": dataclasses.asdict(net.preprocessing),
+        "class_names": list(net.class_names),
+    }
+    folder = checkpoint.folder_of(workdir)
+    with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(1, {**net.variables, "step": np.int32(1)}, meta, None)
+    return workdir

@@ -1,12 +1,14 @@
 """What is said of a net, against published numbers and against the net's gradients."""
 
 import json
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_net, save_run
 
 from vgg_flax import cli, description, model
 
@@ -140,6 +142,16 @@ def test_the_commands_json_holds_the_same(capsys: pytest.CaptureFixture[str]) ->
     assert found["parameters"] == 133_053_736
     assert found["macs"] == sum(layer["macs"] for layer in found["layers"])
     assert found["layers"][-1]["shape"] == [1, 2, 2, 1000]
+
+
+def test_the_command_takes_a_trained_net_and_its_crop(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_run(random_net("vgg11_bn"), tmp_path)
+    assert cli.main(["describe", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["variant"], found["shape"]) == ("vgg11_bn", [1, 32, 32, 3])
+    assert found["layers"][-1]["shape"] == [1, 1, 1, 10]
 
 
 def test_the_command_refuses_what_is_neither_variant_nor_net(

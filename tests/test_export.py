@@ -10,9 +10,9 @@ import jax.export
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import random_net
+from conftest import random_net, save_run
 
-from vgg_flax import export, preprocess
+from vgg_flax import cli, export, preprocess
 
 # What the README shows; it prints the five best classes.
 LOADER = """\
@@ -110,3 +110,24 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: pathlib.Path) ->
     with pytest.raises(export.ExportError, match="cannot write"):
         export.save(net, tmp_path / "net.jax", ("cpu",))
     assert [p.name for p in tmp_path.iterdir()] == ["net.jax.json"]
+
+
+def test_the_command_writes_a_folded_net(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = random_net("vgg11_bn", conv_bias=False)
+    run = save_run(net, tmp_path / "run")
+    target = tmp_path / "net.jax"
+    command = ["export", str(run), str(target), "--platforms", "cpu", "--fold-bn"]
+    assert cli.main(command) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("folded BatchNorm: logits move by ")
+    assert float(first.split()[5]) < 1e-5
+    assert second.startswith(f"wrote vgg11 to {target} (")
+    batch = views(2, 32, 32, 3)
+    logits = jax.export.deserialize(bytearray(target.read_bytes())).call(batch)
+    np.testing.assert_allclose(logits, net(batch), rtol=1e-4, atol=1e-5)
+    about = json.loads((tmp_path / "net.jax.json").read_text())
+    assert (about["variant"], about["source"]) == ("vgg11", str(run))
+    assert cli.main([*command, "--platforms", "gpu"]) == 1
+    assert "expected some of cpu,cuda,rocm,tpu" in capsys.readouterr().err

@@ -25,14 +25,12 @@ class Heatmaps:
       picture: uint8 `[height, width, channels]`, as the net saw it.
       probability: of the class, at each position of the dense score map (section
         3.2): what the net says of the window around it.
-      grad_cam: at least 0, not normalised.
-      tap: the activation that Grad-CAM weighs: the last convolution's, "relu5_3".
+      grad_cam: of the last convolution's activation, at least 0, not normalised.
     """
 
     picture: np.ndarray
     probability: np.ndarray
     grad_cam: np.ndarray
-    tap: str
 
 
 def make(
@@ -75,7 +73,6 @@ def make(
         picture,
         _upsample(probability, layers["fc8"], height, width),
         _upsample(grad_cam, convolution, height, width),
-        tap,
     )
 
 

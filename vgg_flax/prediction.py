@@ -1,9 +1,9 @@
 """What a net sees in image files: the best classes, as a table, JSON and pictures."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,7 +40,7 @@ class Prediction:
 
 
 def find_images(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
-    """The image files of `paths`, each path's in sorted order.
+    """The image files of `paths`, each once, in the order given and sorted in folders.
 
     A file is taken whatever its name; in folders, and in the folders within them, the
     files whose suffix is one of `datasets.SUFFIXES` in any case, hidden ones left out.
@@ -59,7 +59,7 @@ def find_images(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
                 "it or in the folders within"
             )
         found += files
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:
@@ -178,21 +178,20 @@ def draw_heatmaps(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PredictionError(f"cannot make the folder {folder}: {error}") from error
-    seen: collections.Counter[str] = collections.Counter()
+    taken: set[str] = set()
     for prediction in predictions:
         path, best = epath.Path(prediction.path), prediction.top[0]
-        seen[path.stem] += 1
-        number = f"_{seen[path.stem]}" if seen[path.stem] > 1 else ""
-        target = folder / f"{path.stem}{number}_heatmap.png"
+        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
+        name = next(n for n in itertools.chain([path.stem], numbered) if n not in taken)
+        taken.add(name)
+        target = folder / f"{name}_heatmap.png"
         maps = heatmap.make(net, path.read_bytes(), best.index, scale)
         report.draw_heatmaps(
             target,
             f"{best.name}  {best.probability:.1%}",
             maps.picture,
-            {
-                "probability at each position": maps.probability,
-                f"Grad-CAM of {maps.tap}": maps.grad_cam,
-            },
+            maps.probability,
+            maps.grad_cam,
         )
         yield str(path), str(target)
 

@@ -59,41 +59,45 @@ def draw_curves(records: list[dict[str, Any]], path: epath.Path) -> None:
 
 
 def draw_heatmaps(
-    path: epath.Path, title: str, picture: np.ndarray, maps: dict[str, np.ndarray]
+    path: epath.Path,
+    title: str,
+    picture: np.ndarray,
+    probability: np.ndarray,
+    grad_cam: np.ndarray,
 ) -> None:
-    """A picture and, beside it, maps laid over it, as a PNG.
+    """A picture, and beside it a class's two maps laid over it, as a PNG.
 
     Args:
       path: of the PNG.
       title: over all.
       picture: uint8 `[height, width, 1 or 3]`.
-      maps: by title, `[height, width]`, at least 0; each has a colour bar.
+      probability: `[height, width]`; its colour bar starts at 0.
+      grad_cam: `[height, width]`; shown as a share of its largest value.
     """
     from matplotlib.figure import Figure
 
     height, width = picture.shape[:2]
-    panel = 4.0 * min(1.0, max(0.5, width / height))  # inches
-    grey = picture.mean(axis=2) if picture.shape[2] == 3 else picture[..., 0]
+    side = 4.0 / max(height, width)  # inches a pixel
     figure = Figure(
-        figsize=((panel + 0.7) * (len(maps) + 1), panel * height / width + 0.9),
+        figsize=(3 * width * side + 1.2, height * side + 0.8),
         dpi=120,
         layout="constrained",
     )
-    first, *others = figure.subplots(1, len(maps) + 1)
     figure.suptitle(title, fontsize="x-large")
-    first.imshow(picture if picture.shape[2] == 3 else grey, cmap="gray")
-    first.set_title(f"{width} x {height} pixels", fontsize="medium")
-    for axes, (name, values) in zip(others, maps.items(), strict=True):
+    panels = figure.subplots(1, 3)
+    grey = picture.mean(axis=2)
+    color = {"alpha": 0.6, "cmap": "inferno", "vmin": 0}
+    panels[0].imshow(picture if picture.shape[2] == 3 else grey, cmap="gray")
+    for axes in panels[1:]:
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        shown = axes.imshow(
-            values, cmap="inferno", alpha=0.6, vmin=0, vmax=values.max() or 1
-        )
+    shown = panels[1].imshow(probability, **color, vmax=probability.max())
+    panels[2].imshow(grad_cam, **color, vmax=grad_cam.max() or 1)
+    names = (f"{width} x {height} pixels", "probability at each position", "Grad-CAM")
+    for axes, name in zip(panels, names, strict=True):
         axes.set_title(name, fontsize="medium")
-        bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize="small")
-    for axes in (first, *others):
         axes.set_axis_off()
+    bar = figure.colorbar(shown, cax=panels[1].inset_axes((1.02, 0, 0.04, 1)))
+    bar.ax.tick_params(labelsize="small")
     with path.open("wb") as stream:
         figure.savefig(stream, format="png")
 
