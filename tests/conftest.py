@@ -1,6 +1,7 @@
 """Eight CPU devices, strict JAX settings, and small things that several tests use."""
 
 import os
+import pathlib
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,9 +15,13 @@ import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from vgg_flax import checkpoint, model, preprocess
 from vgg_flax import config as config_lib
+from vgg_flax import net as net_lib
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -75,3 +80,52 @@ def changed(config: config_lib.Config, **fields: Any) -> config_lib.Config:
         *outer, last = name.split("__")
         (values[outer[0]] if outer else values)[last] = value
     return config_lib.from_dict(values)
+
+
+def random_net(variant: str, **fields: Any) -> net_lib.Net:
+    """A small net for 32 pixels, nothing in which is zero or one."""
+    small = {"num_classes": 10, "width_multiplier": 1 / 16, "fc_widths": (16, 16)}
+    module = model.VGG(variant, **{**small, "fc6_window": 1, **fields})
+    side, channels = module.smallest_image, module.in_channels
+    images = np.zeros((1, side, side, channels), module.param_dtype)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    random = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key == "kernel":
+            value = random.normal(0, np.sqrt(2 / np.prod(leaf.shape[:3])), leaf.shape)
+        elif path[-1].key in ("scale", "var"):
+            value = random.uniform(0.5, 1.5, leaf.shape)
+        else:
+            value = random.normal(0, 0.2, leaf.shape)
+        return jnp.asarray(value, module.param_dtype)  # linen's statistics: float32
+
+    return net_lib.Net(
+        variables=jax.tree_util.tree_map_with_path(draw, shapes),
+        model=module,
+        variant=model.variant_name(variant),
+        preprocessing=preprocess.Preprocessing(
+            (0.5,) * channels, (0.25,) * channels, side * 8 // 7, side
+        ),
+        class_names=tuple(f"class {i}" for i in range(module.num_classes)),
+        source="random.safetensors",
+        sha256="0" * 64,
+    )
+
+
+def save_run(net: net_lib.Net, workdir: pathlib.Path) -> pathlib.Path:
+    """`net` as a run directory that `vgg_flax.load` reads; returns `workdir`."""
+    names = {field.name for field in dataclasses.fields(config_lib.ModelConfig)}
+    fields = {k: v for k, v in vars(net.model).items() if k in names}
+    meta = {
+        "config": dataclasses.asdict(
+            config_lib.Config(model=config_lib.ModelConfig(**fields))
+        ),
+        "variant": net.variant,
+        "preprocessing": dataclasses.asdict(net.preprocessing),
+        "class_names": list(net.class_names),
+    }
+    folder = checkpoint.folder_of(workdir)
+    with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(1, {**net.variables, "step": np.int32(1)}, meta, None)
+    return workdir

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
     {"config", "model", "metrics"},
-    {"preprocess", "optimizer", "parallel", "datasets", "report"},
+    {"preprocess", "optimizer", "parallel", "datasets", "report"}
+    | {"imagenet", "description"},
     {"dataset", "train_step", "progress", "weights"},
     {"evaluation", "checkpoint"},
     {"trainer", "net"},
+    {"heatmap", "folding", "export"},
+    {"prediction"},
     {"cli"},
 )
 OWNERS = {  # top-level package -> the only modules that import it
@@ -28,6 +31,7 @@ OWNERS = {  # top-level package -> the only modules that import it
     "pooch": {"weights"},
     "tensorflow": set(),
     "torch": set(),
+    "torchvision": set(),
 }
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
+BATCH_NORM_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,8 @@ class VGG(nn.Module):
     (section 3.2). Params are `conv1_1 ... conv5_4, fc6, fc7, fc8`, each with `kernel`
     (HWIO) and `bias`; `bn1_1 ...` hold `scale`, `bias` and, in `batch_stats`, `mean`
     and `var`. With `mutable="intermediates"` the activations `relu1_1 ... relu7` and
-    `pool1 ... pool5` are returned by name.
+    `pool1 ... pool5` are returned by name; what a collection `perturbations` holds
+    under such a name is added to that activation, for gradients with respect to it.
 
     Attributes:
       variant: a key of `VARIANTS`, or a letter of the paper.
@@ -315,7 +317,7 @@ class VGG(nn.Module):
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=BATCH_NORM_EPSILON,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             axis_name=self.batch_norm_axis,
@@ -323,6 +325,9 @@ class VGG(nn.Module):
         )
 
     def _tap(self, name: str, x: jax.Array) -> jax.Array:
+        # Not linen's `perturb`, which would make `init` return the collection.
+        if self.has_variable("perturbations", name):
+            x = x + self.get_variable("perturbations", name)
         self.sow(
             "intermediates", name, x, init_fn=lambda: x, reduce_fn=lambda _, new: new
         )

@@ -218,6 +218,11 @@ class Meter:
                 )
 
 
+def bar(total: int, unit: str) -> tqdm.tqdm:
+    """A progress bar on stderr, which `update(n)` moves on; none off a terminal."""
+    return tqdm.tqdm(total=total, unit=unit, dynamic_ncols=True, disable=None)
+
+
 def read_records(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The records of `WORKDIR/metrics.jsonl`; a cut-off last line is left out."""
     path = epath.Path(workdir) / "metrics.jsonl"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 _COLORS = {"train": "#9aa0a6", "validation": "#1a73e8", "test": "#d93025"}
@@ -53,6 +54,50 @@ def draw_curves(records: list[dict[str, Any]], path: epath.Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:  # none yet: a test before the first train record
             axes.legend(frameon=False)
+    with path.open("wb") as stream:
+        figure.savefig(stream, format="png")
+
+
+def draw_heatmaps(
+    path: epath.Path,
+    title: str,
+    picture: np.ndarray,
+    probability: np.ndarray,
+    grad_cam: np.ndarray,
+) -> None:
+    """A picture, and beside it a class's two maps laid over it, as a PNG.
+
+    Args:
+      path: of the PNG.
+      title: over all.
+      picture: uint8 `[height, width, 1 or 3]`.
+      probability: `[height, width]`; its colour bar starts at 0.
+      grad_cam: `[height, width]`; shown as a share of its largest value.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = picture.shape[:2]
+    side = 4.0 / max(height, width)  # inches a pixel
+    figure = Figure(
+        figsize=(3 * width * side + 1.2, height * side + 0.8),
+        dpi=120,
+        layout="constrained",
+    )
+    figure.suptitle(title, fontsize="x-large")
+    panels = figure.subplots(1, 3)
+    grey = picture.mean(axis=2)
+    color = {"alpha": 0.6, "cmap": "inferno", "vmin": 0}
+    panels[0].imshow(picture if picture.shape[2] == 3 else grey, cmap="gray")
+    for axes in panels[1:]:
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    shown = panels[1].imshow(probability, **color, vmax=probability.max())
+    panels[2].imshow(grad_cam, **color, vmax=grad_cam.max() or 1)
+    names = (f"{width} x {height} pixels", "probability at each position", "Grad-CAM")
+    for axes, name in zip(panels, names, strict=True):
+        axes.set_title(name, fontsize="medium")
+        axes.set_axis_off()
+    bar = figure.colorbar(shown, cax=panels[1].inset_axes((1.02, 0, 0.04, 1)))
+    bar.ax.tick_params(labelsize="small")
     with path.open("wb") as stream:
         figure.savefig(stream, format="png")
 

@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 from vgg_flax.config import VGGFlaxError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of image files, in any case
+
 
 class DataError(VGGFlaxError):
     """A data set, split, class count or image that does not fit the run."""

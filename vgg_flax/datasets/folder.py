@@ -8,9 +8,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vgg_flax.datasets import DataError
+from vgg_flax.datasets import SUFFIXES, DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
