@@ -4,6 +4,7 @@ Files are kept in `~/.cache/vgg_flax` (another folder: VGG_FLAX_CACHE), hub file
 Hugging Face's own cache, which timm and others share.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -84,17 +85,17 @@ def _fetch_from_hub(
     import huggingface_hub
     from huggingface_hub import errors
 
-    hub_cache = cache / "hub" if cache_dir else None
+    download = functools.partial(
+        huggingface_hub.hf_hub_download,
+        repo,
+        filename,
+        cache_dir=cache / "hub" if cache_dir else None,
+    )
     try:
-        return pathlib.Path(
-            huggingface_hub.hf_hub_download(
-                repo, filename, cache_dir=hub_cache, local_files_only=True
-            )
-        )
-    except errors.LocalEntryNotFoundError:
-        pass
-    try:
-        found = huggingface_hub.hf_hub_download(repo, filename, cache_dir=hub_cache)
+        try:
+            return pathlib.Path(download(local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            return pathlib.Path(download())
     # HTTPError is the HTTP library's, which differs between versions of the hub's.
     except (
         OSError,
@@ -104,21 +105,22 @@ def _fetch_from_hub(
     ) as error:
         url = f"https://huggingface.co/{repo}/resolve/main/{filename}"
         raise _not_fetched(url, placed, error) from error
-    return pathlib.Path(found)
 
 
 def _fetch_url(url: str, cache: pathlib.Path, sha256: str | None) -> pathlib.Path:
     """`CACHE/HOST/PATH` of the URL, checked by its name's hash and `sha256`."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise WeightsError(f"{url}: no URL: {error}") from error
     names = [part for part in urllib.parse.unquote(parts.path).split("/") if part]
-    if parts.scheme not in ("https", "file") or not names:
+    is_odd = any(name == ".." or re.search(r"[\\\0]", name) for name in names)
+    if parts.scheme not in ("https", "file") or not names or is_odd:
         raise WeightsError(
-            f"{url}: cannot be fetched; expected https://HOST/PATH or file:///PATH"
+            f"{url}: expected https://HOST/PATH or file:///PATH, without '..'"
         )
     if parts.query:  # other files may differ in nothing else
         names.insert(-1, urllib.parse.quote(parts.query, safe=""))
-    if ".." in names or "\\" in url or "\0" in url:
-        raise WeightsError(f"{url}: expected a URL without '..' and backslashes")
     target = cache.joinpath(parts.netloc or "localhost", *names)
     is_stale = parts.scheme == "file" and _differs(_local_path(parts), target)
     if not target.exists() or is_stale:

@@ -206,11 +206,18 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 
 def is_count(value: Any) -> bool:
+    """Whether it is a number of elements, or of those before one."""
     return type(value) is int and 0 <= value < 1 << 48
 
 
 def state_dict(file: mapped_file.MappedFile, root: Any) -> dict[str, Tensor]:
-    """The one mapping of names to tensors: an entry of `root`, or `root` itself."""
+    """The one mapping of names to tensors: an entry of `root`, or `root` itself.
+
+    A tensor beside such an entry (`{"state_dict": ..., "best_top1": ...}`) is left out.
+
+    Raises:
+      WeightsError: `root` is no dict, or several of its entries are such mappings.
+    """
     if not isinstance(root, dict):
         raise WeightsError(
             f"{file.path} holds a {type(root).__name__}, not a dict of tensors; save "
