@@ -14,7 +14,7 @@ FLOORS = (
     {"dataset", "train_step", "progress", "weights"},
     {"evaluation", "checkpoint"},
     {"trainer", "net"},
-    {"heatmap", "folding", "export"},
+    {"heatmap", "folding", "export", "conversion"},
     {"prediction"},
     {"cli"},
 )

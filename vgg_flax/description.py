@@ -136,7 +136,8 @@ class _Walk:
             self._pool(f"pool{i}")
         for name in ("fc6", "fc7") if self._net.head == "fc" else ():
             self._convolution(name, self._taps[name.replace("fc", "relu")].shape)
-        self._convolution("fc8", scores_shape)
+        if self._net.head != "none":
+            self._convolution("fc8", scores_shape)
         return tuple(self._layers)
 
     def _convolution(self, name: str, shape: tuple[int, ...]) -> None:

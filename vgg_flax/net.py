@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from etils import epath
 from flax import struct
 
-from vgg_flax import checkpoint, config, preprocess, train_step
+from vgg_flax import checkpoint, imagenet, preprocess
 from vgg_flax.model import VGG  # `model` is an attribute below
+from vgg_flax.weights import containers, fetch, mapping
 
 
 class Net(struct.PyTreeNode):
@@ -58,31 +59,105 @@ class Net(struct.PyTreeNode):
         return logits
 
 
-def load(workdir: epath.PathLike, step: int | str = "last") -> Net:
-    """The net that a training run left in `workdir`.
+def load(
+    path_or_name: epath.PathLike,
+    step: int | str = "last",
+    *,
+    variant: str | None = None,
+    include_top: bool = True,
+    num_classes: int | None = None,
+    preprocessing: str | None = None,
+    dtype: Any = None,
+    sha256: str | None = None,
+) -> Net:
+    """The net in a run directory, a weight file, on the hub, or behind a URL.
+
+    Weight files are told apart by their content and their tensors' names: safetensors,
+    PyTorch (new and of 2017), Keras and flaxmodels HDF5, Caffe; the lineages are those
+    of `weights.layouts`. A load is whole, or an error.
 
     Args:
-      workdir: the run's --workdir.
-      step: "last", "best" (on the validation split) or a number.
+      path_or_name: a run's --workdir, a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
+      step: of a run: "last", "best" (on the validation split) or a number.
+      variant: of a file, where its names can't tell ("vgg11_lrn").
+      include_top: False: the convolutions only (`head="none"`).
+      num_classes: other than the weights': fc8 starts anew.
+      preprocessing: of a file, a key of `weights.layouts.PIXELS`, instead of its own.
+      dtype: of params and computation; None: float32, or the run's own.
+      sha256: what the file's must be.
 
     Raises:
-      CheckpointError: there is no such step, or it is damaged.
+      VGGFlaxError: no such thing, damaged, or not the weights of a VGG.
     """
-    found = checkpoint.load(workdir, step)
-    settings = config.from_dict(found.meta["config"])
-    # Outside a mapped step there is no axis to take statistics over.
-    net = train_step.make_model(
-        dataclasses.replace(settings.model, batch_norm_across_replicas=False)
+    if epath.Path(path_or_name).expanduser().is_dir():
+        return _load_checkpoint(path_or_name, step, dtype)
+    path = fetch.fetch(str(path_or_name), sha256=sha256)
+    container = containers.read(path)
+    found = mapping.to_weights(
+        container.tensors,
+        sha256=container.sha256,
+        metadata=container.metadata,
+        variant=variant,
+        include_top=include_top,
+        num_classes=num_classes,
+        preprocessing=preprocessing,
+        dtype=dtype,
     )
+    told = mapping.read_metadata(container.metadata)
+    class_names = tuple(told.get("class_names", ()))
+    classes = found.model.num_classes if include_top else 0
+    if len(class_names) != classes:
+        class_names = _default_names(classes)
     return Net(
-        variables=jax.tree.map(jnp.asarray, found.variables),
+        variables=found.variables,
+        model=found.model,
+        variant=found.model.variant,
+        preprocessing=found.preprocessing,
+        class_names=class_names,
+        train_scale=_pair(told.get("train_scale")),
+        source=str(path_or_name),
+        sha256=container.sha256,
+    )
+
+
+def meta_of(net: Net) -> dict[str, Any]:
+    """What a checkpoint of `net` says it is; `load` reads it back."""
+    return {
+        "variant": net.variant,
+        "model": net.model.settings,
+        "preprocessing": dataclasses.asdict(net.preprocessing),
+        "class_names": list(net.class_names),
+        "train_scale": net.train_scale,
+        "source": net.source,
+        "source_sha256": net.sha256,
+    }
+
+
+def _load_checkpoint(workdir: epath.PathLike, step: int | str, dtype: Any) -> Net:
+    found = checkpoint.load(workdir, step)
+    settings = found.meta["model"]
+    net = VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
+    variables = jax.tree.map(jnp.asarray, found.variables)
+    if dtype is not None:
+        net = net.clone(dtype=str(jnp.dtype(dtype)))
+        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+    return Net(
+        variables=variables,
         model=net,
         variant=found.meta["variant"],
         preprocessing=preprocess.Preprocessing.from_dict(found.meta["preprocessing"]),
         class_names=tuple(found.meta["class_names"]),
-        train_scale=(
-            settings.data.train_scale if settings.data.train_view == "paper" else None
-        ),
+        train_scale=_pair(found.meta["train_scale"]),
         source=str(workdir),
         sha256=found.sha256,
     )
+
+
+def _default_names(classes: int) -> tuple[str, ...]:
+    if classes == len(imagenet.synsets()):
+        return imagenet.synsets()
+    return tuple(str(label) for label in range(classes))
+
+
+def _pair(scale: list[int] | None) -> tuple[int, int] | None:
+    return None if scale is None else (scale[0], scale[1])

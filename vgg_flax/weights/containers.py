@@ -31,11 +31,14 @@ class Container:
         machine's byte order.
       format: of `READERS`.
       sha256: of the file, in hex.
+      metadata: text that the format lets a writer add: safetensors' `__metadata__`,
+        HDF5's root attributes.
     """
 
     tensors: dict[str, np.ndarray]
     format: str
     sha256: str
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Reader(NamedTuple):
@@ -44,13 +47,19 @@ class Reader(NamedTuple):
     format: str
     recognises: Callable[[mapped_file.MappedFile], bool]
     read: Callable[[mapped_file.MappedFile], dict[str, np.ndarray]]
+    metadata: Callable[[mapped_file.MappedFile], dict[str, str]] = lambda _: {}
 
 
 READERS = (
-    Reader("hdf5", hdf5_file.recognises, hdf5_file.read),
+    Reader("hdf5", hdf5_file.recognises, hdf5_file.read, hdf5_file.metadata),
     Reader("torch_zip", torch_file.is_zip, torch_file.read_zip),
     Reader("torch_legacy", torch_file.is_legacy, torch_file.read_legacy),
-    Reader("safetensors", safetensors_file.recognises, safetensors_file.read),
+    Reader(
+        "safetensors",
+        safetensors_file.recognises,
+        safetensors_file.read,
+        safetensors_file.metadata,
+    ),
     Reader("caffemodel", caffe_file.recognises, caffe_file.read),  # has no magic: last
 )
 
@@ -86,7 +95,7 @@ def read(path: str | os.PathLike[str]) -> Container:
             f"{file.path} ({reader.format}) holds no tensors; expected named weights"
         )
     file.check_unfolded(sum(tensor.nbytes for tensor in tensors.values()))
-    return Container(tensors, reader.format, sha256)
+    return Container(tensors, reader.format, sha256, reader.metadata(file))
 
 
 def _not_recognised(file: mapped_file.MappedFile) -> WeightsError:

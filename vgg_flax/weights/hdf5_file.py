@@ -52,6 +52,30 @@ def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
     return tensors
 
 
+def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
+    """The root's attributes that are text.
+
+    Raises:
+      WeightsError: an attribute is damaged.
+    """
+    import h5py
+
+    try:
+        with h5py.File(file.path, "r") as opened:
+            texts = {
+                name: opened.attrs[name]
+                for name in opened.attrs
+                if h5py.check_string_dtype(opened.attrs.get_id(name).dtype)
+                and opened.attrs.get_id(name).shape == ()
+            }
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
+        raise file.damaged(f"as HDF5, {str(error)[:200]}") from error
+    return {
+        name: text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        for name, text in texts.items()
+    }
+
+
 class _Dataset:
     """One data set. libhdf5 tells where its bytes lie, and they are read from there.
 

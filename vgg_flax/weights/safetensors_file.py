@@ -69,6 +69,14 @@ def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
     return tensors
 
 
+def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
+    """The header's `__metadata__`, of a file that `read` has read."""
+    import safetensors
+
+    with safetensors.safe_open(str(file.path), framework="np") as opened:
+        return dict(opened.metadata() or {})
+
+
 def _view(
     file: mapped_file.MappedFile,
     offset: int,

@@ -206,6 +206,7 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 
 def is_count(value: Any) -> bool:
+    """Whether it is an int that sizes, offsets and strides may have."""
     """Whether it is a number of elements, or of those before one."""
     return type(value) is int and 0 <= value < 1 << 48
 

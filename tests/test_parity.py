@@ -1,0 +1,213 @@
+"""Files that the real peers save, loaded here: the peers' own logits and top-5.
+
+The nets are randomly initialised, BatchNorm's statistics too. Random nets give nearly
+the same logits for every photo, so a difference counts against how far the photos'
+logits lie apart. Needs the extra `parity`.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import sklearn.datasets
+
+import vgg_flax
+from vgg_flax import conversion, net
+
+os.environ["KERAS_BACKEND"] = "jax"
+# Keras 3.15's own variables predate NumPy 2's __array__(copy=...).
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ imp:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[PIL.Image.Image]:
+    """Six pictures, of several sizes and shapes, out of scikit-learn's two."""
+    pictures = [
+        PIL.Image.fromarray(p) for p in sklearn.datasets.load_sample_images()["images"]
+    ]
+    boxes = [(0, 0, 640, 427), (10, 30, 330, 400), (300, 100, 630, 350)]
+    return [picture.crop(box) for picture in pictures for box in boxes]
+
+
+def views(loaded: net.Net, photos: list[PIL.Image.Image]) -> np.ndarray:
+    return np.stack([loaded.preprocessing.test_view(np.asarray(p)) for p in photos])
+
+
+def check(loaded: net.Net, photos: list[PIL.Image.Image], expected: np.ndarray) -> None:
+    """Our logits, from the photos on, against the peer's."""
+    with jax.default_matmul_precision("highest"):
+        found = np.asarray(jax.jit(lambda n, x: n(x))(loaded, views(loaded, photos)))
+    spread = np.abs(expected - expected.mean(axis=0)).max()
+    assert spread > 0
+    assert np.abs(found - expected).max() <= 1e-3 * spread
+    top5 = [
+        np.argsort(-scores, axis=1, kind="stable")[:, :5]
+        for scores in (found, expected)
+    ]
+    np.testing.assert_array_equal(*top5)
+
+
+def randomise(module: Any) -> Any:
+    """The module in evaluation mode, BatchNorm's statistics and biases random."""
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.running_mean.normal_(0, 0.2, generator=generator)
+                part.running_var.uniform_(0.5, 2, generator=generator)
+                part.weight.uniform_(0.5, 1.5, generator=generator)
+                part.bias.normal_(0, 0.2, generator=generator)
+            elif isinstance(part, (torch.nn.Linear, torch.nn.Conv2d)):
+                # He's scale in the FC layers too: std 0.01 would drown the photos.
+                torch.nn.init.kaiming_normal_(part.weight, generator=generator)
+                if part.bias is not None:
+                    part.bias.normal_(0, 0.05, generator=generator)
+    return module.eval()
+
+
+def torch_logits(
+    module: Any, transform: Callable[[Any], Any], photos: list[PIL.Image.Image]
+) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        return module(torch.stack([transform(p) for p in photos])).numpy()
+
+
+TORCHVISION = [f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(
+    name: str, photos: list[PIL.Image.Image], tmp_path: pathlib.Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision.models")
+    module = randomise(getattr(models, name)(init_weights=False))
+    transform = models.get_model_weights(name).IMAGENET1K_V1.transforms()
+    expected = torch_logits(module, transform, photos)
+    legacy = name in ("vgg11", "vgg16_bn")
+    path = tmp_path / "weights.pth"
+    torch.save(module.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    loaded = vgg_flax.load(path)
+    assert loaded.variant == name
+    check(loaded, photos, expected)
+    if name == "vgg11_bn":  # and out again, into the peer
+        safetensors_torch = pytest.importorskip("safetensors.torch")
+        conversion.convert(loaded, tmp_path / "out.safetensors")
+        state = safetensors_torch.load_file(tmp_path / "out.safetensors")
+        for key, tensor in state.items():
+            assert torch.equal(tensor, module.state_dict()[key])
+        fresh = getattr(models, name)(init_weights=False)
+        fresh.load_state_dict(state)
+        np.testing.assert_array_equal(
+            torch_logits(fresh.eval(), transform, photos), expected
+        )
+
+
+@pytest.mark.parametrize("name", ["vgg13", "vgg11_bn"])
+def test_timm(name: str, photos: list[PIL.Image.Image], tmp_path: pathlib.Path) -> None:
+    timm = pytest.importorskip("timm")
+    safetensors_torch = pytest.importorskip("safetensors.torch")
+    module = randomise(timm.create_model(name))
+    settings = timm.data.resolve_model_data_config(module)
+    transform = timm.data.create_transform(**settings, is_training=False)
+    expected = torch_logits(module, transform, photos)
+    path = tmp_path / "model.safetensors"
+    safetensors_torch.save_file(module.state_dict(), path)
+    loaded = vgg_flax.load(path)
+    assert loaded.variant == name
+    check(loaded, photos, expected)
+    conversion.convert(loaded, tmp_path / "out.safetensors", "timm")
+    fresh = timm.create_model(name)
+    fresh.load_state_dict(safetensors_torch.load_file(tmp_path / "out.safetensors"))
+    np.testing.assert_array_equal(
+        torch_logits(fresh.eval(), transform, photos), expected
+    )
+
+
+def test_pytorchcv(photos: list[PIL.Image.Image], tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch")
+    vgg = pytest.importorskip("pytorchcv.models.vgg")
+    channels = [[4], [8], [16, 16], [32, 32], [32, 32]]
+    module = randomise(vgg.VGG(channels, bias=False, use_bn=True, num_classes=50))
+    path = tmp_path / "bn_vgg11.pth"
+    torch.save(module.state_dict(), path)
+    loaded = vgg_flax.load(path)
+    assert (loaded.variant, loaded.model.conv_bias) == ("vgg11_bn", False)
+    assert loaded.preprocessing.resize == "cv2"
+    mean, std = (torch.tensor(v) for v in (vgg_mean(), vgg_std()))
+    own = iter(views(loaded, photos))  # its evaluation script resizes with OpenCV
+
+    def transform(_: Any) -> Any:
+        return ((torch.tensor(next(own)) / 255 - mean) / std).permute(2, 0, 1)
+
+    check(loaded, photos, torch_logits(module, transform, photos))
+
+
+def vgg_mean() -> tuple[float, ...]:
+    return (0.485, 0.456, 0.406)
+
+
+def vgg_std() -> tuple[float, ...]:
+    return (0.229, 0.224, 0.225)
+
+
+def randomise_keras(module: Any) -> None:
+    rng = np.random.default_rng(0)
+    for variable in module.weights:
+        shape = variable.shape
+        deviation = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0.05
+        noise = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+        variable.assign(noise)
+
+
+def keras_logits(module: Any, pixels: Any) -> np.ndarray:
+    with jax.numpy_rank_promotion("allow"):  # Keras adds biases by broadcasting
+        return np.asarray(module(pixels))
+
+
+@pytest.mark.parametrize("name", ["VGG16", "VGG19"])
+def test_keras_applications(
+    name: str, photos: list[PIL.Image.Image], tmp_path: pathlib.Path
+) -> None:
+    keras = pytest.importorskip("keras")
+    applications = getattr(keras.applications, name.lower())
+    module = getattr(applications, name)(weights=None, classifier_activation=None)
+    randomise_keras(module)
+    path = tmp_path / "keras.weights.h5"
+    module.save_weights(path)
+    loaded = vgg_flax.load(path)
+    assert loaded.variant == name.lower()
+    pixels = applications.preprocess_input(views(loaded, photos).astype(np.float32))
+    expected = keras_logits(module, pixels)
+    check(loaded, photos, expected)
+
+    legacy = tmp_path / "legacy.h5"  # Keras 3 reads this layout and writes it no more
+    conversion.convert(loaded, legacy)
+    check(vgg_flax.load(legacy), photos, expected)
+    fresh = getattr(applications, name)(weights=None, classifier_activation=None)
+    fresh.load_weights(legacy)
+    np.testing.assert_array_equal(keras_logits(fresh, pixels), expected)
+
+
+def test_keras_hub(photos: list[PIL.Image.Image], tmp_path: pathlib.Path) -> None:
+    keras_hub = pytest.importorskip("keras_hub")
+    backbone = keras_hub.models.VGGBackbone(
+        [1, 1, 2, 2, 2], [4, 8, 16, 32, 32], image_shape=(224, 224, 3)
+    )
+    module = keras_hub.models.VGGImageClassifier(
+        backbone, num_classes=50, pooling_hidden_dim=24
+    )
+    randomise_keras(module)
+    path = tmp_path / "hub.weights.h5"
+    module.save_weights(path)
+    loaded = vgg_flax.load(path)
+    assert loaded.variant == "vgg11"
+    pixels = loaded.preprocessing.normalize(views(loaded, photos))
+    check(loaded, photos, keras_logits(module, pixels))

@@ -1,0 +1,86 @@
+"""`vgg-flax convert`: a net as a checkpoint, or out under a peer's names."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+from vgg_flax import checkpoint
+from vgg_flax.net import Net, meta_of
+from vgg_flax.weights import WeightsError, layouts, mapping, writers
+
+# Format -> the lineage whose names and axes it has, and the file's suffix.
+FORMATS = {
+    "torchvision": ("torchvision", ".safetensors"),
+    "timm": ("timm", ".safetensors"),
+    "keras": ("Keras applications", ".h5"),
+}
+
+
+def convert(net: Net, target: str | os.PathLike[str], format: str | None = None) -> str:
+    """Writes `net` to `target`, whole or not at all; returns what it wrote, in words.
+
+    Args:
+      net: to be written.
+      target: a file ending in .safetensors or .h5, or else a new run directory.
+      format: a key of `FORMATS`; None: by the suffix, torchvision's for .safetensors,
+        Keras's for .h5, and a checkpoint otherwise.
+
+    Raises:
+      WeightsError: the format does not go with the suffix or has no place for a
+        leaf, or `target` exists.
+      CheckpointError: the checkpoint cannot be written.
+    """
+    path = pathlib.Path(target)
+    suffixes = {suffix for _, suffix in FORMATS.values()}
+    if format is None and path.suffix in suffixes:
+        format = next(f for f, (_, suffix) in FORMATS.items() if suffix == path.suffix)
+    if path.exists():
+        raise WeightsError(f"{path} exists; choose another name, or remove it")
+    if format is None:
+        checkpoint.save_variables(path, net.variables, meta_of(net))
+        return f"a checkpoint; vgg_flax.load({str(path)!r}) reads it"
+    if format not in FORMATS:
+        raise WeightsError(f"format {format!r}; known: {', '.join(FORMATS)}")
+    lineage, suffix = FORMATS[format]
+    if path.suffix != suffix:
+        raise WeightsError(f"{path}: {format}'s files end in {suffix}")
+    layout = layouts.BY_NAME[lineage]
+    # Keras's nets want blue first; a net made for other pixels stays in RGB, and the
+    # file says so.
+    native = layouts.PIXELS[layout.pixels or ""]
+    is_native = net.preprocessing == native.preprocessing
+    bgr = native.bgr and is_native
+    tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=bgr)
+    metadata = mapping.write_metadata(meta_of(net), bgr=bgr)
+    write = writers.WRITERS[suffix]
+    with _whole_file(path) as temporary:
+        write(temporary, tensors, metadata)
+    if is_native:
+        return f"{format}'s names and pixels"
+    return (
+        f"{format}'s names, but not {format}'s pixels: feed it {net.preprocessing}, RGB"
+    )
+
+
+@contextlib.contextmanager
+def _whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary file beside `path` that takes its name once it is whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from error
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp's is 0600
+        temporary.replace(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
