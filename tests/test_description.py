@@ -161,5 +161,8 @@ def test_the_command_refuses_what_is_neither_variant_nor_net(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and "vgg17" in captured.err
-    assert cli.main(["describe", "vgg16", "--size", "100"]) == 1
-    assert "at least 224 pixels" in capsys.readouterr().err
+    for option in ("--size=100", "--size=0", "--size=-300"):
+        assert cli.main(["describe", "vgg16", option]) == 1
+        assert "at least 224 pixels" in capsys.readouterr().err
+    assert cli.main(["describe", "vgg16", "--batch=0"]) == 1
+    assert "expected at least one" in capsys.readouterr().err

@@ -11,7 +11,11 @@ from vgg_flax.model import PAPER_LETTERS, VARIANTS, VGG
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit code: 0 done, 1 an error, 2 wrong usage."""
+    """Runs a subcommand.
+
+    Returns:
+      The exit code: 0 done, 1 an error, 2 wrong usage or unreadable images.
+    """
     parser = argparse.ArgumentParser(prog="vgg-flax", description=__doc__)
     parser.add_argument("--version", action="version", version=vgg_flax.__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -165,7 +169,7 @@ def _describe(options: argparse.Namespace) -> None:
     else:
         loaded = vgg_flax.load(options.net)
         net, size = loaded.model, loaded.preprocessing.crop_size
-    size = options.size or size
+    size = size if options.size is None else options.size
     shape = (options.batch, size, size, net.in_channels)
     described = description.describe(net, shape)
     text = json.dumps(described.to_dict()) if options.json else None

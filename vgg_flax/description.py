@@ -90,8 +90,10 @@ def describe(net: model.VGG, shape: tuple[int, int, int, int]) -> Description:
     """The layers of `net` for images of `shape`: `[batch, height, width, channels]`.
 
     Raises:
-      DescriptionError: images that are too small, or of another number of channels.
+      DescriptionError: images too few, too small, or of another number of channels.
     """
+    if shape[0] < 1:
+        raise DescriptionError(f"images of shape {shape}; expected at least one")
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     try:
         variables = jax.eval_shape(net.init, jax.random.key(0), images)

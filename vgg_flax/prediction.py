@@ -80,7 +80,7 @@ def predict(
     batch_size: int = 32,
     after_batch: Callable[[int], object] = lambda _: None,
 ) -> tuple[list[Prediction], dict[str, str]]:
-    """The `top` classes of each image's test view, in float32 at highest precision.
+    """The `top` classes of each image's test view, at JAX's highest matmul precision.
 
     Args:
       net: its `preprocessing` makes the views. Classes that are ImageNet's get
@@ -101,7 +101,8 @@ def predict(
         if value < 1:
             raise PredictionError(f"{name}={value}; expected at least 1")
     batch_size, top = min(batch_size, len(paths) or 1), min(top, net.model.num_classes)
-    shape = (batch_size, *_view_shape(net.preprocessing))
+    side = net.preprocessing.crop_size
+    shape = (batch_size, side, side, net.preprocessing.channels)
     unreadable: dict[str, str] = {}
     results: list[tuple[list[epath.Path], Any]] = []
     with (
@@ -123,10 +124,6 @@ def predict(
             results.append((chosen, _best(net, images, top)))
             after_batch(len(batch))
     return [p for result in results for p in _predictions(net, *result)], unreadable
-
-
-def _view_shape(preprocessing: preprocess.Preprocessing) -> tuple[int, int, int]:
-    return preprocessing.crop_size, preprocessing.crop_size, preprocessing.channels
 
 
 def _read_view(
@@ -172,6 +169,10 @@ def draw_heatmaps(
 
     Yields:
       The image's path and the picture's, when it is drawn.
+
+    Raises:
+      HeatmapError: the net can't take images of this scale.
+      PredictionError: a picture can't be written.
     """
     folder = epath.Path(folder)
     try:
@@ -186,13 +187,13 @@ def draw_heatmaps(
         taken.add(name)
         target = folder / f"{name}_heatmap.png"
         maps = heatmap.make(net, path.read_bytes(), best.index, scale)
-        report.draw_heatmaps(
-            target,
-            f"{best.name}  {best.probability:.1%}",
-            maps.picture,
-            maps.probability,
-            maps.grad_cam,
-        )
+        title = f"{best.name}  {best.probability:.1%}"
+        try:
+            report.draw_heatmaps(
+                target, title, maps.picture, maps.probability, maps.grad_cam
+            )
+        except OSError as error:
+            raise PredictionError(f"cannot write {target}: {error}") from error
         yield str(path), str(target)
 
 

@@ -87,9 +87,10 @@ def draw_heatmaps(
     panels = figure.subplots(1, 3)
     grey = picture.mean(axis=2)
     color = {"alpha": 0.6, "cmap": "inferno", "vmin": 0}
-    panels[0].imshow(picture if picture.shape[2] == 3 else grey, cmap="gray")
-    for axes in panels[1:]:
+    for axes in panels:
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    if picture.shape[2] == 3:
+        panels[0].imshow(picture)
     shown = panels[1].imshow(probability, **color, vmax=probability.max())
     panels[2].imshow(grad_cam, **color, vmax=grad_cam.max() or 1)
     names = (f"{width} x {height} pixels", "probability at each position", "Grad-CAM")
