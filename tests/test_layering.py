@@ -9,10 +9,13 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
     {"config", "model", "metrics"},
-    {"preprocess", "optimizer", "parallel", "datasets", "report"},
-    {"dataset", "train_step", "progress"},
-    {"evaluation", "checkpoint"},
+    {"preprocess", "optimizer", "parallel", "datasets", "report", "paper", "journal"},
+    {"dataset", "train_step", "progress", "protocols"},
+    {"evaluation", "checkpoint", "label_sets"},
     {"trainer", "net"},
+    {"posteriors"},
+    {"experiments"},
+    {"scoring"},
     {"cli"},
 )
 OWNERS = {  # top-level package -> the only modules that import it
@@ -22,6 +25,8 @@ OWNERS = {  # top-level package -> the only modules that import it
     "matplotlib": {"report"},
     "tensorboardX": {"progress"},
     "tqdm": {"progress"},
+    "rich": {"report"},
+    "pyarrow": {"report"},
     "tensorflow": set(),
     "torch": set(),
 }

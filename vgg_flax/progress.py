@@ -218,6 +218,18 @@ class Meter:
                 )
 
 
+def bar(total: int, initial: int, unit: str) -> tqdm.tqdm:
+    """A progress bar on stderr; nothing where that is no terminal."""
+    return tqdm.tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        disable=not sys.stderr.isatty(),
+    )
+
+
 def read_records(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The records of `WORKDIR/metrics.jsonl`; a cut-off last line is left out."""
     path = epath.Path(workdir) / "metrics.jsonl"

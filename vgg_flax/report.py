@@ -1,8 +1,12 @@
-"""What people look at after a run: the curves as a picture, the result as a line."""
+"""What people look at: a run's curves and result, an evaluation's table, its rows."""
 
+import csv
+import importlib.util
 from typing import Any
 
 from etils import epath
+
+from vgg_flax.config import ConfigError
 
 _COLORS = {"train": "#9aa0a6", "validation": "#1a73e8", "test": "#d93025"}
 
@@ -66,3 +70,91 @@ def format_time(seconds: float) -> str:
     if seconds < 2 * 86400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.1f} days"
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    """What `experiments.evaluate` found, as a table; the paper's errors beside."""
+    import rich.box
+    import rich.console
+    import rich.table
+
+    has_paper = any("paper" in row for row in result["experiments"])
+    table = rich.table.Table(box=rich.box.SIMPLE, title_justify="left")
+    table.add_column("experiment", overflow="fold")
+    for column in ("top-1 error %", "top-5 error %", "top-1", "top-5", "NLL"):
+        table.add_column(column, justify="right")
+    if has_paper:
+        for column in ("paper top-1", "paper top-5"):
+            table.add_column(column, justify="right")
+    for row in result["experiments"]:
+        cells = [
+            row["name"],
+            f"{row['top1_error_percent']:.2f}",
+            f"{row['top5_error_percent']:.2f}",
+            f"{row['top1']:.2%} ({row['top1_count']})",
+            f"{row['top5']:.2%} ({row['top5_count']})",
+            f"{row['nll']:.4f}",
+        ]
+        if has_paper:
+            cells += [
+                f"{row['paper']['top1_error_percent']:.1f}",
+                f"{row['paper']['top5_error_percent']:.1f}",
+            ]
+        table.add_row(*cells)
+    console = rich.console.Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no width: fold nothing
+    console.print(table)
+    data = result["data"]
+    console.print(f"{result['count']} images of {data['name']}", soft_wrap=True)
+
+
+def write_predictions(
+    result: dict[str, Any], images: list[dict[str, Any]], path: epath.Path
+) -> None:
+    """One row an image (and experiment) as .csv or .parquet.
+
+    Columns: experiment, key, labels (more than one: separated by spaces), rank, nll,
+    and class_1, probability_1 and so on, the five most probable.
+
+    Raises:
+      ConfigError: another suffix, or .parquet without pyarrow.
+    """
+    check_predictions(path)
+    rows = []
+    for i, experiment in enumerate(result["experiments"]):
+        for image in images:
+            outcome = image["experiments"][i]
+            row = {
+                "experiment": experiment["name"],
+                "key": image["key"],
+                "labels": " ".join(map(str, image["labels"])),
+                "rank": outcome["rank"],
+                "nll": outcome["nll"],
+            }
+            best = zip(outcome["classes"], outcome["probabilities"], strict=True)
+            for k, (index, probability) in enumerate(best, start=1):
+                row |= {f"class_{k}": index, f"probability_{k}": probability}
+            rows.append(row)
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        with path.open("wb") as stream:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+        return
+    with path.open("w") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def check_predictions(path: epath.Path) -> None:
+    """Raises ConfigError where `write_predictions` could not write to `path`."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--predictions {path}: expected a name in .csv or .parquet")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"--predictions {path} needs the package pyarrow: pip install "
+            "'vgg-flax[parquet]', or ask for .csv"
+        )
