@@ -33,7 +33,8 @@ def tiny_net(variant: str = "vgg11", seed: int = 0, **fields: Any) -> Net:
     }
     net = model.VGG(variant, **{**settings, **fields})
     side = net.smallest_image
-    variables = net.init(jax.random.key(seed), jnp.zeros((1, side, side, 3)))
+    init = jax.jit(net.init)
+    variables = init(jax.random.key(seed), jnp.zeros((1, side, side, 3)))
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(
         lambda x: jnp.asarray(
