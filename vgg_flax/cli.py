@@ -62,8 +62,12 @@ def _add_evaluate(commands: Any) -> None:
     add("--data", required=True, help="a folder of SPLIT/CLASS/*, or a TFDS name")
     add("--data-dir", default="", help="TFDS' (default: ~/tensorflow_datasets)")
     add("--split", default="", help="none: the folder itself holds the classes")
-    add("--protocol", choices=("center", "dense", "multicrop", "both"))
-    add("--scales", type=_integers, help="Q, such as 256,384,512; default: the nets'")
+    add(
+        "--protocol",
+        choices=("center", "dense", "multicrop", "both"),
+        help="default: center",
+    )
+    add("--scales", type=_scales, help="Q, such as 256,384,512; default: the nets'")
     add("--flip", action="store_true", help="average the mirror image too")
     add(
         "--paper",
@@ -89,7 +93,7 @@ def _add_evaluate(commands: Any) -> None:
     command.set_defaults(run=_evaluate)
 
 
-def _integers(text: str) -> tuple[int, ...]:
+def _scales(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
