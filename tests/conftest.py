@@ -115,17 +115,5 @@ def random_net(variant: str, **fields: Any) -> net_lib.Net:
 
 def save_run(net: net_lib.Net, workdir: pathlib.Path) -> pathlib.Path:
     """`net` as a run directory that `vgg_flax.load` reads; returns `workdir`."""
-    names = {field.name for field in dataclasses.fields(config_lib.ModelConfig)}
-    fields = {k: v for k, v in vars(net.model).items() if k in names}
-    meta = {
-        "config": dataclasses.asdict(
-            config_lib.Config(model=config_lib.ModelConfig(**fields))
-        ),
-        "variant": net.variant,
-        "preprocessing": dataclasses.asdict(net.preprocessing),
-        "class_names": list(net.class_names),
-    }
-    folder = checkpoint.folder_of(workdir)
-    with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
-        checkpoints.save(1, {**net.variables, "step": np.int32(1)}, meta, None)
+    checkpoint.save_variables(workdir, net.variables, net_lib.meta_of(net))
     return workdir

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
     {"config", "model", "metrics"},
-    {"preprocess", "optimizer", "parallel", "datasets", "report"}
+    {"preprocess", "optimizer", "parallel", "datasets", "report", "paper", "journal"}
     | {"imagenet", "description"},
-    {"dataset", "train_step", "progress", "weights"},
-    {"evaluation", "checkpoint"},
+    {"dataset", "train_step", "progress", "weights", "protocols"},
+    {"evaluation", "checkpoint", "label_sets"},
     {"trainer", "net"},
-    {"heatmap", "folding", "export", "conversion"},
-    {"prediction"},
+    {"heatmap", "folding", "export", "conversion", "posteriors"},
+    {"prediction", "experiments"},
+    {"scoring"},
     {"cli"},
 )
 OWNERS = {  # top-level package -> the only modules that import it
@@ -29,6 +30,7 @@ OWNERS = {  # top-level package -> the only modules that import it
     "safetensors": {"weights"},
     "huggingface_hub": {"weights"},
     "pooch": {"weights"},
+    "pyarrow": {"report"},
     "tensorflow": set(),
     "torch": set(),
     "torchvision": set(),

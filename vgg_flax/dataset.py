@@ -61,19 +61,35 @@ def open_split(config: DataConfig, split: str, num_classes: int) -> Split:
       DataError: no such data set or split, not prepared, empty, or its number of
         classes is not `num_classes`.
     """
-    if config.name == "folder":
-        records, class_names = _open_folder(config.data_dir, split, num_classes)
-    else:
-        records, class_names = prepared.open_split(config.name, config.data_dir, split)
-    name = f"{config.name}/{split}"
-    if not len(records):
-        raise DataError(f"{name} is empty; give a split with examples in it")
-    if len(class_names) != num_classes:
+    opened = open_any_split(config.name, config.data_dir, split, num_classes)
+    if len(opened.class_names) != num_classes:
+        count = len(opened.class_names)
         raise DataError(
-            f"{name} has {len(class_names)} classes, and config.model.num_classes="
-            f"{num_classes}; use --config.model.num_classes={len(class_names)}"
+            f"{opened.name} has {count} classes, and config.model.num_classes="
+            f"{num_classes}; use --config.model.num_classes={count}"
         )
-    return Split(name, records, class_names)
+    return opened
+
+
+def open_any_split(name: str, data_dir: str, split: str, num_classes: int) -> Split:
+    """Opens a split whatever its number of classes.
+
+    Args:
+      name: a TFDS name, or "folder".
+      data_dir: TFDS' data_dir, or the folder.
+      split: in TFDS' split language; of a folder that holds the classes, "".
+      num_classes: 1000 lets a folder of synsets have ImageNet's labels.
+
+    Raises:
+      DataError: no such data set or split, not prepared, or empty.
+    """
+    if name == "folder":
+        records, class_names = _open_folder(data_dir, split, num_classes)
+    else:
+        records, class_names = prepared.open_split(name, data_dir, split)
+    if not len(records):
+        raise DataError(f"{name}/{split} is empty; give a split with examples in it")
+    return Split(f"{name}/{split}", records, class_names)
 
 
 def train_batches(
@@ -260,6 +276,9 @@ def _open_folder(
             "config.data.name='folder' needs the folder that holds SPLIT/CLASS/*: "
             "--config.data.data_dir=DIR"
         )
+    if not split:
+        items, class_names = folder.list_images(root, "", num_classes)
+        return folder.ImageFiles(items), class_names
     try:
         instruction = tfds.core.ReadInstruction.from_spec(split)
         names = [part.split("[")[0].strip() for part in split.split("+")]

@@ -87,6 +87,30 @@ def pool(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
 POOLINGS = {"max": jnp.max, "average": jnp.mean}
 
 
+def keep_inside(x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Zeros beyond each image's own (height, width): `[B, H, W, C]`, `[B, 2]`."""
+    rows = jnp.arange(x.shape[1])[None, :] < sizes[:, :1]  # [B, H]
+    columns = jnp.arange(x.shape[2])[None, :] < sizes[:, 1:]  # [B, W]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
+
+
+def adaptive_average_pool(x: jax.Array, side: int, sizes: jax.Array) -> jax.Array:
+    """torchvision's AdaptiveAvgPool2d(side): `[B, H, W, C]` -> `[B, side, side, C]`.
+
+    Bin i of n pixels is the mean of those from floor(i n / side) up to, and without,
+    ceil((i + 1) n / side); n is the image's own height or width in `sizes`, `[B, 2]`.
+    """
+
+    def bins(length: int, extents: jax.Array) -> jax.Array:  # [B, side, length]
+        i, n = jnp.arange(side)[None, :, None], extents[:, None, None]
+        first, last = i * n // side, -(-(i + 1) * n // side)
+        place = jnp.arange(length)[None, None, :]
+        return ((place >= first) & (place < last)) / (last - first).astype(x.dtype)
+
+    rows, columns = bins(x.shape[1], sizes[:, 0]), bins(x.shape[2], sizes[:, 1])
+    return jnp.einsum("bih,bhwc,bjw->bijc", rows, x, columns)
+
+
 def local_response_normalization(x: jax.Array) -> jax.Array:
     """Krizhevsky et al. 2012, section 3.3: k=2, n=5, alpha=1e-4, beta=0.75.
 
@@ -180,6 +204,8 @@ class VGG(nn.Module):
       pooling: "max" or "average".
       batch_norm_axis: name of the mapped axis over which BatchNorm's statistics are
         taken; None: each replica its own.
+      adaptive_pool: whether pool5 is averaged into fc6's window first, as torchvision
+        does at sizes other than 224 pixels, instead of the dense score map.
     """
 
     variant: str = "vgg16"
@@ -195,6 +221,7 @@ class VGG(nn.Module):
     conv_bias: bool = True
     pooling: str = "max"
     batch_norm_axis: str | None = None
+    adaptive_pool: bool = False
 
     @property
     def param_dtype(self) -> jnp.dtype:
@@ -212,7 +239,8 @@ class VGG(nn.Module):
     @property
     def smallest_image(self) -> int:
         """The smallest side, in pixels, of an image this net can take."""
-        return 32 * (self.fc6_window if self.head == "fc" else 1)
+        slides = self.head == "fc" and not self.adaptive_pool
+        return 32 * (self.fc6_window if slides else 1)
 
     def __call__(
         self,
@@ -220,6 +248,7 @@ class VGG(nn.Module):
         *,
         train: bool = False,
         example_index: jax.Array | None = None,
+        sizes: jax.Array | None = None,
     ) -> jax.Array:
         """Logits: the spatial mean of the score map.
 
@@ -230,6 +259,10 @@ class VGG(nn.Module):
             `rngs={"dropout": key}`.
           example_index: `[batch]`, integers: each example's place in the global
             batch, which picks its dropout mask; `arange(batch)` if not given.
+          sizes: `[batch, 2]`, integers: the height and width of each image where
+            images of several sizes are padded, below and at the right, to one. The
+            logits are then those of the image without its padding, whatever that
+            holds. Each side at least `smallest_image`, which is not checked.
 
         Returns:
           `[batch, num_classes]`, float32 (float64 if `dtype` is).
@@ -237,8 +270,14 @@ class VGG(nn.Module):
         Raises:
           ValueError: images of another rank or channel count, or too small.
         """
-        scores = self.score_map(images, train=train, example_index=example_index)
-        return scores.mean(axis=(1, 2))
+        scores = self.score_map(
+            images, train=train, example_index=example_index, sizes=sizes
+        )
+        if sizes is None or self.adaptive_pool:
+            return scores.mean(axis=(1, 2))
+        extents = sizes // 32 - (self.fc6_window - 1 if self.head == "fc" else 0)
+        total = keep_inside(scores, extents).sum(axis=(1, 2))
+        return total / extents.prod(axis=1, keepdims=True).astype(total.dtype)
 
     @nn.compact
     def score_map(
@@ -247,10 +286,13 @@ class VGG(nn.Module):
         *,
         train: bool = False,
         example_index: jax.Array | None = None,
+        sizes: jax.Array | None = None,
     ) -> jax.Array:
         """The class scores at every position: `[batch, h, w, num_classes]`.
 
-        `h = height // 32 - fc6_window + 1`; call it with `method="score_map"`.
+        `h = height // 32 - fc6_window + 1` (1 with `adaptive_pool`); call it with
+        `method="score_map"`. Of an image smaller than the batch's, as `sizes` has it,
+        the positions are those of its own height and width; beyond is garbage.
         """
         self._check(images)
         variant = VARIANTS[variant_name(self.variant)]
@@ -260,6 +302,10 @@ class VGG(nn.Module):
             width = max(1, round(STAGE_WIDTHS[i] * self.width_multiplier))
             for j, window in enumerate(kernel_sizes):
                 name = f"{i + 1}_{j + 1}"
+                if sizes is not None and window > 1:
+                    # What the layers before made of the padding (biases, say) would
+                    # leak into the image here. After i pools a side is n // 2**i.
+                    x = keep_inside(x, sizes // 2**i)
                 x = self._conv(f"conv{name}", width, window, conv_init, self.conv_bias)(
                     x
                 )
@@ -270,6 +316,10 @@ class VGG(nn.Module):
                 x = local_response_normalization(x)
             x = self._tap(f"pool{i + 1}", pool(x, POOLINGS[self.pooling]))
         if self.head == "fc":
+            if self.adaptive_pool:
+                if sizes is None:
+                    sizes = jnp.tile(jnp.array([images.shape[1:3]]), (x.shape[0], 1))
+                x = adaptive_average_pool(x, self.fc6_window, sizes // 32)
             if example_index is None:
                 example_index = jnp.arange(images.shape[0])
             for k, width in enumerate(self.fc_widths, start=6):

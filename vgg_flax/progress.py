@@ -218,9 +218,11 @@ class Meter:
                 )
 
 
-def bar(total: int, unit: str) -> tqdm.tqdm:
+def bar(total: int, unit: str, initial: int = 0) -> tqdm.tqdm:
     """A progress bar on stderr, which `update(n)` moves on; none off a terminal."""
-    return tqdm.tqdm(total=total, unit=unit, dynamic_ncols=True, disable=None)
+    return tqdm.tqdm(
+        total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=None
+    )
 
 
 def read_records(workdir: epath.PathLike) -> list[dict[str, Any]]:

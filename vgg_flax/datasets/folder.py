@@ -33,6 +33,10 @@ class ImageFiles:
         path, label = self._items[index]
         return {"image": path.read_bytes(), "label": label, "key": str(path)}
 
+    def keys(self) -> list[str]:
+        """All the records' keys, without reading the images."""
+        return [str(path) for path, _ in self._items]
+
 
 def list_images(
     root: str, split: str, num_classes: int

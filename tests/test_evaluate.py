@@ -1,0 +1,611 @@
+"""Data sets through `vgg-flax evaluate`: exact counts, label sets, interruptions."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import scipy.special
+import sklearn.datasets
+from etils import epath
+from test_protocols import logits, tiny_net
+
+import vgg_flax
+from vgg_flax import (
+    cli,
+    config,
+    experiments,
+    label_sets,
+    paper,
+    progress,
+    report,
+    scoring,
+    trainer,
+)
+from vgg_flax.datasets import DataError, folder
+from vgg_flax.experiments import Experiment
+from vgg_flax.net import Net
+from vgg_flax.posteriors import Settings
+from vgg_flax.protocols import Protocol
+
+ROOT = pathlib.Path(__file__).parent.parent
+CENTER = Experiment("center", ((0, Protocol("center", (40,))),))
+
+
+def write_photo(path: pathlib.Path, index: int) -> None:
+    """A cut-out of a photo, of a shape and place that `index` decides."""
+    picture = sklearn.datasets.load_sample_images().images[index % 2]
+    rng = np.random.default_rng(index)
+    height, width = rng.integers(40, 90, 2)
+    top, left = rng.integers(0, 300, 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = picture[top : top + height, left : left + width]
+    PIL.Image.fromarray(part).save(path, "PNG")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """23 photos in test/a, c, d and j: four of the tiny net's ten classes."""
+    root = tmp_path_factory.mktemp("photos")
+    for i in range(23):
+        write_photo(root / "test" / "acdj"[i % 4] / f"{i:02}.png", i)
+    return str(root)
+
+
+def opened(data: str, net: Net, split: str = "test", **options: Any) -> Any:
+    return label_sets.open_images(
+        data, split, net.class_names, net.model.num_classes, **options
+    )
+
+
+def evaluate(
+    nets: Sequence[Net], images: Any, experiment: Experiment = CENTER, **options: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The only experiment's row of the result, and the images' outcomes."""
+    result, images = scoring.evaluate(nets, images, [experiment], **options)
+    outcomes = [{**image, **image["experiments"][0]} for image in images]
+    return {**result, **result["experiments"][0]}, outcomes
+
+
+def scores(net: Net, path: str) -> np.ndarray:
+    """A net's logits of the centre crop of a file, in float64."""
+    pixels = dataclasses.replace(net.preprocessing, test_scale=40)
+    view = pixels.test_view(pathlib.Path(path).read_bytes())
+    return logits(net, view[None])[0].astype(np.float64)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 1000])
+def test_counts_and_likelihood_are_those_of_numpy(photos: str, batch_size: int) -> None:
+    net = tiny_net()
+    settings = Settings(batch_size=batch_size)
+    result, outcomes = evaluate([net], opened(photos, net), settings=settings)
+    assert len({outcome["key"] for outcome in outcomes}) == 23
+    ranks, losses = [], []
+    for outcome in outcomes:
+        label = "abcdefghij".index(pathlib.Path(outcome["key"]).parent.name)
+        assert outcome["labels"] == [label]
+        found = scores(net, outcome["key"])
+        ranks.append(int((found > found[label]).sum()))
+        losses.append(float(scipy.special.logsumexp(found) - found[label]))
+        assert outcome["rank"] == ranks[-1]
+        assert outcome["classes"] == np.argsort(-found)[:5].tolist()
+        best = np.sort(scipy.special.softmax(found))[::-1][:5]
+        np.testing.assert_allclose(outcome["probabilities"], best, atol=1e-6)
+    assert result["count"] == 23
+    assert result["top1_count"] == sum(rank < 1 for rank in ranks)
+    assert result["top5_count"] == sum(rank < 5 for rank in ranks)
+    assert result["top5_error_percent"] == 100 * (23 - result["top5_count"]) / 23
+    np.testing.assert_allclose(result["nll"], np.mean(losses), rtol=1e-6)
+
+
+def test_a_net_fused_with_itself_is_itself(photos: str) -> None:
+    net, other = tiny_net(), tiny_net(seed=1)
+    images = opened(photos, net)
+    two = Experiment("two", tuple((i, Protocol("center", (40,))) for i in (0, 1)))
+    alone = evaluate([net], images)[1]
+    fused = evaluate([net, net], images, two)[1]
+    mixed = evaluate([net, other], images, two)[1]
+    for a, b, c in zip(alone, fused, mixed, strict=True):
+        assert (a["rank"], a["classes"]) == (b["rank"], b["classes"])
+        np.testing.assert_allclose(a["nll"], b["nll"], rtol=1e-12)
+        posterior = sum(
+            scipy.special.softmax(scores(one, a["key"])) for one in (net, other)
+        )
+        expected = np.sort(posterior / 2)[::-1][:5]
+        np.testing.assert_allclose(c["probabilities"], expected, atol=1e-6)
+
+
+def test_of_equal_classes_the_lower_one_is_ahead(photos: str) -> None:
+    net = tiny_net()
+    zero = jax.tree.map(jnp.zeros_like, net.variables["params"]["fc8"])
+    params = {**net.variables["params"], "fc8": zero}
+    net = net.replace(variables={**net.variables, "params": params})
+    for outcome in evaluate([net], opened(photos, net))[1]:
+        assert [outcome["rank"]] == outcome["labels"]
+        assert outcome["classes"] == [0, 1, 2, 3, 4]
+        np.testing.assert_allclose(outcome["nll"], np.log(10), rtol=1e-6)
+
+
+def test_a_likelihood_below_float32_is_not_infinite(photos: str) -> None:
+    net = tiny_net()
+    fc8 = net.variables["params"]["fc8"]
+    bias = fc8["bias"].at[1].set(500.0)  # no image is of class b
+    params = {**net.variables["params"], "fc8": {**fc8, "bias": bias}}
+    net = net.replace(variables={"params": params})
+    result, _ = evaluate([net], opened(photos, net))
+    assert 480 < result["nll"] < 520
+
+
+def test_the_result_says_what_was_computed(photos: str, tmp_path: pathlib.Path) -> None:
+    net = experiments.adapt(tiny_net(fc6_window=2), "bfloat16", adaptive_pool=True)
+    output = epath.Path(tmp_path / "made" / "result.json")
+    experiment = Experiment("x", ((0, Protocol("dense", (40, 64), flip=True)),))
+    settings = Settings(matmul_precision="default")
+    images = opened(photos, net, "test[:9]")
+    scoring.evaluate([net], images, [experiment], output, settings=settings)
+    result = json.loads(output.read_text())
+    (entry,) = result["experiments"][0]["entries"]
+    assert entry == {"net": 0, "protocol": "dense", "scales": [40, 64], "flip": True}
+    (described,) = result["nets"]
+    assert described["source"] == "vgg11-0"
+    assert described["sha256"] == "0" * 64
+    assert described["variant"] == "vgg11"
+    assert described["dtype"] == "bfloat16"
+    assert described["adaptive_pool"] is True
+    assert described["preprocessing"]["crop_size"] == 32
+    assert result["matmul_precision"] == "default"
+    assert result["data"]["name"] == f"{photos}/test[:9]"
+    assert result["data"]["images"] == result["count"] == 9
+    assert result["data"]["label_set"] == "own"
+    assert result["software"]["jax"] == jax.__version__
+    assert result["devices"] == 8
+    assert result["date"].startswith("20")
+    assert [path.name for path in output.parent.iterdir()] == ["result.json"]
+
+
+def test_float32_is_asked_for_at_the_highest_precision(photos: str) -> None:
+    net = experiments.adapt(tiny_net(dtype="bfloat16"), "float32", adaptive_pool=False)
+    result, outcomes = evaluate([net], opened(photos, net), limit=3)
+    assert result["matmul_precision"] == "highest"
+    assert result["nets"][0]["dtype"] == "float32"
+    exact = scipy.special.softmax(scores(tiny_net(), outcomes[0]["key"]))
+    np.testing.assert_allclose(outcomes[0]["probabilities"][0], exact.max(), atol=1e-6)
+
+
+# Label sets
+
+
+def thousand() -> Net:
+    synsets = folder.imagenet_synsets()
+    return tiny_net(num_classes=1000).replace(class_names=synsets)
+
+
+def test_v2_folders_are_numbers_not_strings(tmp_path: pathlib.Path) -> None:
+    for i, name in enumerate(("0", "1", "2", "10", "11")):
+        write_photo(tmp_path / name / "x.png", i)
+    net = tiny_net(num_classes=12).replace(class_names=())
+    _, outcomes = evaluate([net], opened(str(tmp_path), net, "", label_set="v2"))
+    for outcome in outcomes:
+        assert outcome["labels"] == [int(pathlib.Path(outcome["key"]).parent.name)]
+    write_photo(tmp_path / "12" / "x.png", 9)
+    with pytest.raises(DataError, match=r"folders '12'; ImageNet-V2's are named 0 to"):
+        opened(str(tmp_path), net, "", label_set="v2")
+
+
+@pytest.mark.parametrize("label_set", ["a", "r"])
+def test_a_and_r_look_at_their_own_classes_only(
+    tmp_path: pathlib.Path, label_set: str
+) -> None:
+    net, synsets = thousand(), folder.imagenet_synsets()
+    chosen = [700, 3, 44, 999, 512, 6]
+    for i, index in enumerate(chosen):
+        write_photo(tmp_path / synsets[index] / f"{i}.png", i)
+    images = opened(str(tmp_path), net, "", label_set=label_set)
+    result, outcomes = evaluate([net], images)
+    assert result["data"]["classes"] == result["count"] == 6
+    for outcome in outcomes:
+        path = pathlib.Path(outcome["key"])
+        assert outcome["labels"] == [synsets.index(path.parent.name)]
+        found = scores(net, outcome["key"])[sorted(chosen)]
+        order = np.argsort(-found)
+        assert outcome["classes"] == [sorted(chosen)[i] for i in order[:5]]
+        place = sorted(chosen).index(outcome["labels"][0])
+        assert outcome["rank"] == order.tolist().index(place)
+        expected = scipy.special.logsumexp(found) - found[place]
+        np.testing.assert_allclose(outcome["nll"], expected, atol=1e-5)
+    write_photo(tmp_path / "n00000000" / "x.png", 0)
+    with pytest.raises(DataError, match=r"folders 'n00000000' and the net has 1000"):
+        opened(str(tmp_path), net, "", label_set=label_set)
+
+
+def test_real_has_several_labels_or_none(tmp_path: pathlib.Path) -> None:
+    net = thousand()
+    names = [f"ILSVRC2012_val_{i:08}.JPEG" for i in range(1, 6)]
+    for i, name in enumerate(names):
+        write_photo(tmp_path / "val" / name, i)
+    order = [
+        np.argsort(-scores(net, str(tmp_path / "val" / name))).tolist()
+        for name in names
+    ]
+    lists = [
+        [order[0][0]],
+        [],
+        [order[2][9], order[2][3]],
+        [order[3][7], order[3][0]],
+        [order[4][5]],
+    ]
+    label_file = tmp_path / "real.json"
+    label_file.write_text(json.dumps(lists))
+    images = opened(
+        str(tmp_path), net, "val", label_set="real", label_file=str(label_file)
+    )
+    result, outcomes = evaluate([net], images)
+    assert (result["count"], result["without_label"]) == (4, 1)
+    assert (result["top1_count"], result["top5_count"]) == (2, 3)
+    ranks = {pathlib.Path(o["key"]).name: o["rank"] for o in outcomes}
+    assert ranks == dict(
+        zip([names[i] for i in (0, 2, 3, 4)], (0, 3, 0, 5), strict=True)
+    )
+    label_file.write_text("[[1], [1000]]")
+    for path, expected in (
+        (str(label_file), "lists of labels, 0 to 999"),
+        (str(tmp_path / "none.json"), "no such file; --label-set real needs"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            opened(str(tmp_path), net, "val", label_set="real", label_file=path)
+
+
+def test_words_for_classes_are_taken_in_imagenets_order(tmp_path: pathlib.Path) -> None:
+    synsets = folder.imagenet_synsets()
+    write_photo(tmp_path / "test" / synsets[281] / "x.png", 0)
+    words = tuple(f"word {i}" for i in range(1000))
+    net = tiny_net(num_classes=1000).replace(class_names=words)
+    (outcome,) = evaluate([net], opened(str(tmp_path), net))[1]
+    assert outcome["labels"] == [281]
+
+
+def test_classes_that_the_net_does_not_have_are_named(photos: str) -> None:
+    net = tiny_net().replace(class_names=tuple("abcdefghik"))
+    with pytest.raises(DataError, match=r"4 classes .* the net's 10: .* know 'j', and"):
+        opened(photos, net)
+    with pytest.raises(DataError, match="is not a folder"):
+        opened(f"{photos}/absent", net)
+    with pytest.raises(DataError, match="a TFDS name needs --split"):
+        opened("digits", net, "")
+
+
+# Tables 3 to 6
+
+
+def test_the_tables_are_complete() -> None:
+    def sums(table: int) -> tuple[int, float, float]:
+        rows = [row for row in paper.ROWS if row.table == table]
+        top1, top5 = (sum(getattr(r, k) for r in rows) for k in ("top1", "top5"))
+        return len(rows), round(top1, 1), round(top5, 1)
+
+    assert sums(3) == (12, 330.6, 109.6)  # added up by hand
+    assert sums(4) == (10, 266.3, 85.7)
+    assert sums(5) == (6, 147.6, 44.2)
+    assert sums(6) == (4, 96.3, 28.6)
+    assert [r.top5_test for r in paper.ROWS if r.table == 6] == [7.3, 7.0, None, 6.8]
+    assert {r.protocol for r in paper.ROWS if r.table < 5} == {"dense"}
+
+
+@pytest.mark.parametrize(
+    ("name", "top1", "top5"),
+    [
+        ("Table 3: C 384, Q 384, dense", 28.1, 9.3),
+        ("Table 3: E [256;512], Q 384, dense", 25.5, 8.0),
+        ("Table 4: D 256, Q 224 256 288, dense", 26.6, 8.6),
+        ("Table 4: E 384, Q 352 384 416, dense", 26.7, 8.6),
+        ("Table 5: D [256;512], Q 256 384 512, both", 24.4, 7.2),
+        (
+            "Table 6: D [256;512] + E [256;512], Q 256 384 512, multicrop",
+            23.9,
+            7.2,
+        ),
+    ],
+)
+def test_rows_of_the_paper(name: str, top1: float, top5: float) -> None:
+    (row,) = [row for row in paper.ROWS if row.name == name]
+    assert (row.top1, row.top5) == (top1, top5)
+
+
+def test_nets_allow_the_rows_of_their_variant_and_scale() -> None:
+    def tables(*nets: tuple[str, tuple[int, int]]) -> list[int]:
+        return [row.table for row, _ in paper.rows_for(list(nets))]
+
+    assert tables(("vgg11", (256, 256))) == [3]
+    assert tables(("vgg16", (256, 512))) == [3, 4, 5, 5, 5]
+    both = (("vgg19", (256, 512)), ("vgg16", (256, 512)))
+    assert tables(*both) == [3, 3, 4, 4, 5, 5, 5, 5, 5, 5, 6, 6, 6]
+    assert paper.rows_for(list(both))[-1][1] == (1, 0)  # D is the second net
+    fixed = [("vgg16_1x1", (s, s)) for s in (256, 384)]
+    fixed += [(v, (s, s)) for v in ("vgg19", "vgg16") for s in (256, 384)]
+    assert tables(*fixed, ("vgg16", (256, 512)))[-1] == 6
+    assert tables(("vgg16_bn", (256, 256)), ("vgg11", (384, 384))) == []
+
+
+def test_the_papers_rows_are_what_their_protocols_give(photos: str) -> None:
+    net = tiny_net("vgg16").replace(train_scale=(256, 256))
+    rows = experiments.chosen([net], True, None, None, False)
+    images = opened(photos, net, "test[:1]")
+    result, (outcome,) = scoring.evaluate([net], images, rows)
+    row = result["experiments"][1]
+    assert row["paper"] == {
+        "table": 4,
+        "top1_error_percent": 26.6,
+        "top5_error_percent": 8.6,
+        "top5_test_error_percent": None,
+    }
+    assert row["entries"][0]["scales"] == [224, 256, 288]
+    dense = Experiment("d", ((0, Protocol("dense", (256,), flip=True)),))
+    _, (alone,) = evaluate([net], images, dense)
+    table3 = outcome["experiments"][0]
+    np.testing.assert_allclose(table3["nll"], alone["nll"], rtol=1e-6)
+    printed = report.evaluation_table(result)
+    assert "Table 4: D 256, Q 224 256 288, dense" in printed
+    assert " 27.0" in printed and " 26.6" in printed
+
+
+def test_the_paper_needs_known_nets() -> None:
+    with pytest.raises(config.ConfigError, match="name the train scale with --train-s"):
+        experiments.of_the_paper([tiny_net("vgg16")])
+    net = tiny_net("vgg16").replace(train_scale=(256, 256))
+    with pytest.raises(config.ConfigError, match="one net of each variant"):
+        experiments.of_the_paper([net, net])
+    with pytest.raises(config.ConfigError, match="--paper has its own"):
+        experiments.chosen([net], True, "dense", None, False)
+    with pytest.raises(config.ConfigError, match="2 train scales for 3 nets"):
+        experiments.with_train_scales([net] * 3, [(256, 256)] * 2)
+    with pytest.raises(config.ConfigError, match="fusion needs the same"):
+        two = Experiment("two", ((0, Protocol("center", (40,))),))
+        experiments.check([net, thousand()], [two])
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def run_directory(
+    tmp_path_factory: pytest.TempPathFactory, digits_dir: str
+) -> pathlib.Path:
+    """A net of grey digits after one step."""
+    recipe = config.Config(
+        model=config.ModelConfig(
+            variant="A",
+            num_classes=10,
+            in_channels=1,
+            width_multiplier=1 / 16,
+            fc_widths=(16, 16),
+            fc6_window=1,
+            initializer="glorot",
+        ),
+        data=config.DataConfig(
+            name="digits",
+            data_dir=digits_dir,
+            train_split="train[:64]",
+            validation_split="",
+            test_split="test[:64]",
+            batch_size=64,
+            eval_batch_size=64,
+            train_view="paper",
+            train_scale=(32, 32),
+            crop_size=32,
+            test_scale=32,
+            flip=False,
+            mean=(0.3,),
+            std=(0.4,),
+            num_threads=1,
+            prefetch=1,
+        ),
+        num_steps=1,
+    )
+    workdir = tmp_path_factory.mktemp("runs") / "net"
+    trainer.train_and_evaluate(recipe, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """120 digits in folders 0 to 9, some a little wider than high."""
+    root = tmp_path_factory.mktemp("digits")
+    data = sklearn.datasets.load_digits()
+    for i in range(120):
+        path = root / str(data["target"][i]) / f"{i:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = (data["images"][i] * 15).astype(np.uint8)
+        picture = PIL.Image.fromarray(pixels).resize((36 + 2 * (i % 9), 36))
+        picture.save(path)
+    return root
+
+
+def rows_of(path: pathlib.Path) -> dict[str, dict[str, str]]:
+    with path.open() as stream:
+        return {row["key"]: row for row in csv.DictReader(stream)}
+
+
+def command(
+    run_directory: pathlib.Path, data: pathlib.Path, out: pathlib.Path, *flags: str
+) -> list[str]:
+    return [
+        "evaluate",
+        str(run_directory),
+        f"--data={data}",
+        f"--output={out}.json",
+        f"--predictions={out}.csv",
+        *flags,
+    ]
+
+
+def start(arguments: list[str], devices: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vgg_flax", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+    )
+
+
+def test_interrupted_and_continued_is_uninterrupted(
+    run_directory: pathlib.Path,
+    digits: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On one device, killed by SIGINT, and continued on eight; whole on eight."""
+    flags = ("--protocol=both", "--scales=32,36", "--flip")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert cli.main(command(run_directory, digits, whole, *flags)) == 0
+
+    arguments = command(run_directory, digits, stopped, *flags, "--batch-size=4")
+    process = start(arguments, devices=1)
+    deadline = time.monotonic() + 120
+    done: list[str] = []
+    while len(done) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+        done = [
+            line
+            for path in tmp_path.glob("*.journal")
+            for line in path.read_text().splitlines()
+        ]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "run the same command again to go on" in errors
+    (journal,) = tmp_path.glob("*.journal")
+    kept = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
+    assert 3 <= len(kept) < 120
+    assert f"{len(kept)} of 120 images" in errors
+    pixels = {key: pathlib.Path(key).read_bytes() for key in kept}
+    for key in kept:  # whoever looks at these again will not get far
+        pathlib.Path(key).write_bytes(b"gone")
+    with journal.open("a") as stream:
+        stream.write('{"index": 5, "cut o')
+    try:
+        assert cli.main(command(run_directory, digits, stopped, *flags)) == 0
+    finally:
+        for key, data in pixels.items():
+            pathlib.Path(key).write_bytes(data)
+    assert not list(tmp_path.glob("*.journal"))
+    results = [
+        json.loads(pathlib.Path(f"{p}.json").read_text()) for p in (whole, stopped)
+    ]
+    for name in ("count", "data", "nets", "software"):
+        assert results[0][name] == results[1][name]
+    first, second = (r["experiments"][0] for r in results)
+    assert first.pop("nll") == pytest.approx(second.pop("nll"), rel=1e-5)
+    assert first == second
+    first, second = (rows_of(pathlib.Path(f"{p}.csv")) for p in (whole, stopped))
+    assert len(first) == 120
+    assert {k: r["rank"] for k, r in first.items()} == {
+        k: r["rank"] for k, r in second.items()
+    }
+    for key, row in first.items():
+        assert float(row["nll"]) == pytest.approx(float(second[key]["nll"]), rel=1e-4)
+    assert "120 images of" in capsys.readouterr().out
+
+
+def test_unreadable_images_are_named_counted_and_left_out(
+    run_directory: pathlib.Path,
+    digits: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = digits / "3" / "damaged.png"
+    bad.write_bytes(b"\x89PNG and nothing else")
+    (digits / "4" / "empty.jpg").write_bytes(b"")
+    out = tmp_path / "out"
+    try:
+        assert cli.main(command(run_directory, digits, out)) == 2
+        assert cli.main(command(run_directory, digits, out, "--skip-bad")) == 0
+    finally:
+        bad.unlink()
+        (digits / "4" / "empty.jpg").unlink()
+    errors = capsys.readouterr().err
+    assert f"unreadable: {bad}: cannot decode" in errors
+    assert "2 unreadable images were left out" in errors
+    result = json.loads(pathlib.Path(f"{out}.json").read_text())
+    assert (result["count"], result["data"]["images"]) == (120, 122)
+    assert [pathlib.Path(b["key"]).name for b in result["unreadable"]] == [
+        "damaged.png",
+        "empty.jpg",
+    ]
+
+
+def test_a_tfds_name_gives_what_the_run_itself_found(
+    run_directory: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = command(run_directory, pathlib.Path("digits"), out)
+    arguments += [f"--data-dir={digits_dir}", "--split=test[:64]"]
+    assert cli.main(arguments) == 0
+    result = json.loads(pathlib.Path(f"{out}.json").read_text())
+    record = progress.read_records(run_directory)[-1]
+    assert record["split"] == "test"
+    row = result["experiments"][0]
+    for name in ("top1_count", "top5_count"):
+        assert row[name] == record[name]
+    assert row["nll"] == pytest.approx(record["loss"], rel=1e-5)
+    assert result["nets"][0]["train_scale"] == [32, 32]
+    assert result["nets"][0]["sha256"] == vgg_flax.load(run_directory).sha256 != ""
+
+
+def test_predictions_as_parquet_are_those_as_csv(tmp_path: pathlib.Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    result = {"experiments": [{"name": "x"}]}
+    outcome = {"rank": 1, "nll": 0.25, "classes": [3, 1], "probabilities": [0.75, 0.25]}
+    image = {"index": 0, "key": "a.png", "labels": [1], "experiments": [outcome]}
+    for suffix in ("csv", "parquet"):
+        path = epath.Path(tmp_path / f"rows.{suffix}")
+        report.write_predictions(result, [image, image], path)
+    table = parquet.read_table(str(tmp_path / "rows.parquet")).to_pylist()
+    with (tmp_path / "rows.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [{k: str(v) for k, v in row.items()} for row in table] == rows
+    assert table[1] == {
+        "experiment": "x",
+        "key": "a.png",
+        "labels": "1",
+        "rank": 1,
+        "nll": 0.25,
+        "class_1": 3,
+        "probability_1": 0.75,
+        "class_2": 1,
+        "probability_2": 0.25,
+    }
+    with pytest.raises(config.ConfigError, match=r"expected a name in \.csv or"):
+        report.write_predictions(result, [image], epath.Path("rows.xlsx"))
+
+
+def test_bad_options_are_answered_before_anything_runs(
+    run_directory: pathlib.Path,
+    digits: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for flags, expected in (
+        (["--scales=16"], "scale 16 is smaller than the net's crop, 32"),
+        (["--split=val"], "is not a folder; expected"),
+        (["--limit=-1"], "limit -1: expected at least 1"),
+        (["--paper"], "no row of Tables 3 to 6 has [('vgg11', (32, 32))]"),
+        (["--predictions=x.txt"], "expected a name in .csv or .parquet"),
+    ):
+        arguments = command(run_directory, digits, tmp_path / "out", *flags)
+        assert cli.main(arguments) == 1
+        assert expected in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,49 @@
+"""What was computed so far, a line an image, so that an evaluation can go on."""
+
+import io
+import json
+from typing import Any
+
+from etils import epath
+
+
+class Journal:
+    """Results by the index of their image, in a file of JSON lines.
+
+    Attributes:
+      path: of the file; None: the results are kept in memory only.
+      results: `{index: result}`; what earlier calls left, and what was added.
+    """
+
+    def __init__(self, path: epath.Path | None):
+        """Reads what is there; a last line that was cut off is dropped."""
+        self.path = path
+        self.results: dict[int, dict[str, Any]] = {}
+        self._stream: Any = io.StringIO()
+        if path is None:
+            return
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        for line in whole:
+            result = json.loads(line)
+            self.results[result["index"]] = result
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(whole))
+        self._stream = path.open("a")
+
+    def add(self, index: int, result: dict[str, Any]) -> None:
+        """Writes an image's result; it is in the file when this returns."""
+        self.results[index] = {"index": index, **result}
+        if self.path is not None:
+            self._stream.write(json.dumps(self.results[index]) + "\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Closes the file, which stays."""
+        self._stream.close()
+
+    def remove(self) -> None:
+        """Deletes the file: its results are kept elsewhere."""
+        self.close()
+        if self.path is not None:
+            self.path.unlink()

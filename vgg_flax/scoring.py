@@ -1,0 +1,326 @@
+"""Experiments over a data set: every image once, counted exactly, resumable.
+
+Several experiments share one pass over the images: each net sees each view once.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.special
+from etils import epath
+
+from vgg_flax import experiments as experiments_lib
+from vgg_flax import preprocess, progress, protocols, trainer
+from vgg_flax.config import ConfigError
+from vgg_flax.datasets import DataError
+from vgg_flax.experiments import Experiment
+from vgg_flax.journal import Journal
+from vgg_flax.label_sets import LabelledImages
+from vgg_flax.metrics import TOP_K
+from vgg_flax.net import Net
+from vgg_flax.posteriors import Cell, Posteriors, Settings
+
+_PACKAGES = ("vgg-flax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
+
+
+class _Tag(NamedTuple):
+    place: int  # in the split
+    key: str
+    labels: tuple[int, ...]  # of the classes that take part
+
+
+def evaluate(
+    nets: Sequence[Net],
+    images: LabelledImages,
+    experiments: Sequence[Experiment],
+    output: epath.Path | None = None,
+    *,
+    settings: Settings | None = None,
+    limit: int | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Runs experiments over a split, every image once.
+
+    Args:
+      nets: those that the experiments' entries count.
+      images: what to test on.
+      experiments: at least one.
+      output: where the result goes as JSON; None: nowhere. Beside it lives a journal
+        of the images done, with which an interrupted evaluation goes on.
+      settings: of the nets' running; its `classes` are taken from `images`.
+      limit: only the first so many images.
+
+    Returns:
+      The result (README "Evaluate" has its keys), and each image's: `index`, `key`,
+      `labels` and, in `experiments`, for each: `rank` (how many classes are ahead of
+      the right one, or the best of the right ones), `nll`, `classes`, `probabilities`.
+
+    Raises:
+      ConfigError: a scale that is too small, or nets that do not fit each other.
+      Interrupted: by a signal.
+    """
+    settings = dataclasses.replace(settings or Settings(), classes=images.classes)
+    experiments_lib.check(nets, experiments)
+    for name, value in (("batch size", settings.batch_size), ("limit", limit or 1)):
+        if value < 1:
+            raise ConfigError(f"{name} {value}: expected at least 1")
+    total = min(len(images.split), limit or len(images.split))
+    described = _describe(nets, images, experiments, settings, total)
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+    run = _Run(
+        nets,
+        images,
+        experiments,
+        Posteriors(nets, settings),
+        Journal(output and output.parent / f"{output.stem}.{key}.journal"),
+    )
+    run.compute(total)
+    outcomes = [outcome for _, outcome in sorted(run.journal.results.items())]
+    counted = len(outcomes) + len(run.unreadable) + run.unlabelled
+    if counted != total:
+        raise RuntimeError(f"evaluated {counted} images of a split of {total}")
+    if not outcomes:
+        raise DataError(
+            f"no image of {images.split.name} can be counted: {len(run.unreadable)} of "
+            f"{total} are unreadable, {run.unlabelled} have no label"
+        )
+    result = _result(described, experiments, outcomes, run)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    run.journal.remove()
+    return result, outcomes
+
+
+class _Run:
+    """One evaluation: what it has found so far."""
+
+    def __init__(
+        self,
+        nets: Sequence[Net],
+        images: LabelledImages,
+        experiments: Sequence[Experiment],
+        posteriors: Posteriors,
+        journal: Journal,
+    ):
+        self.posteriors, self.journal = posteriors, journal
+        self.unreadable: list[dict[str, str]] = []
+        self.unlabelled = 0
+        self._nets, self._images, self._experiments = nets, images, experiments
+        self._cells = sorted({cell for e in experiments for cell in e.cells()})
+
+    def compute(self, total: int) -> None:
+        """Fills the journal with those of the first `total` images that it lacks."""
+        todo = [index for index in range(total) if index not in self.journal.results]
+        bar = progress.bar(total, "image", total - len(todo))
+        with trainer.Signals() as signals, bar, contextlib.closing(self.journal):
+
+            def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
+                for tag, views in _ahead(self._read, todo):
+                    self._stop_if(signals, total)
+                    if isinstance(views, dict):
+                        yield tag, views
+                        continue
+                    if views is None:
+                        self.unlabelled += 1
+                    else:
+                        self.unreadable.append({"key": tag.key, "error": str(views)})
+                    bar.update()
+
+            for tag, log_posteriors in self.posteriors.compute(examples()):
+                self._keep(tag, log_posteriors)
+                bar.update()
+                self._stop_if(signals, total)
+
+    def _read(self, index: int) -> tuple[_Tag, Any]:
+        """An image's views; None: it has no label; an exception: it is unreadable."""
+        try:
+            record = self._images.split.records[index]
+        except OSError as error:
+            return _Tag(index, f"image {index}", ()), error
+        tag = _Tag(index, record["key"], self._images.labels(record))
+        if not tag.labels:
+            return tag, None
+        try:
+            return tag, _views(self._nets, self._cells, record["image"])
+        except preprocess.ImageError as error:
+            return tag, error
+
+    def _keep(self, tag: _Tag, log_posteriors: dict[Cell, np.ndarray]) -> None:
+        classes = np.arange(self._nets[0].model.num_classes)
+        if self._images.classes is not None:
+            classes = np.asarray(self._images.classes)
+        found = [
+            _outcome(e.log_posterior(log_posteriors), tag.labels, classes)
+            for e in self._experiments
+        ]
+        labels = classes[list(tag.labels)].tolist()
+        self.journal.add(
+            tag.place, {"key": tag.key, "labels": labels, "experiments": found}
+        )
+
+    def _stop_if(self, signals: trainer.Signals, total: int) -> None:
+        if signals.received:
+            done, path = len(self.journal.results), self.journal.path
+            kept = f" are kept in {path}; run the same command again to go on"
+            raise trainer.Interrupted(
+                f"stopped by {signals.received.name}: {done} of {total} images"
+                + (kept if path else " were done"),
+                128 + signals.received,
+            )
+
+
+def _ahead(function: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
+    """`function` of each index, in order; threads work a bounded number ahead."""
+    threads = min(16, os.cpu_count() or 1)
+    indices = iter(indices)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        queue = collections.deque(
+            pool.submit(function, i) for i in itertools.islice(indices, 2 * threads)
+        )
+        while queue:
+            yield queue.popleft().result()
+            queue.extend(pool.submit(function, i) for i in itertools.islice(indices, 1))
+
+
+def _views(
+    nets: Sequence[Net], cells: Sequence[Cell], data: bytes
+) -> dict[Cell, list[np.ndarray]]:
+    """Each net's views of an image, by its own preprocessing."""
+    channels = {net.preprocessing.channels for net in nets}
+    images = {count: preprocess.decode(data, count) for count in channels}
+    return {
+        (net, views): protocols.take(
+            views,
+            images[nets[net].preprocessing.channels],
+            nets[net].preprocessing,
+        )
+        for net, views in cells
+    }
+
+
+def _outcome(
+    log_posterior: np.ndarray, labels: Sequence[int], classes: np.ndarray
+) -> dict[str, Any]:
+    """One image under one experiment. Of equal classes the lower one is ahead.
+
+    Several right classes: the best one's rank, and the posterior of all together.
+    """
+    order = np.argsort(-log_posterior, kind="stable")
+    best = order[: max(TOP_K.values())]
+    return {
+        "rank": int(np.flatnonzero(np.isin(order, labels))[0]),
+        "nll": -np.asarray(scipy.special.logsumexp(log_posterior[list(labels)])).item(),
+        "classes": classes[best].tolist(),
+        "probabilities": np.exp(log_posterior[best]).tolist(),
+    }
+
+
+def _result(
+    described: dict[str, Any],
+    experiments: Sequence[Experiment],
+    outcomes: Sequence[dict[str, Any]],
+    run: _Run,
+) -> dict[str, Any]:
+    rows = [
+        {**row, **_summary([image["experiments"][i] for image in outcomes], experiment)}
+        for i, (row, experiment) in enumerate(
+            zip(described["experiments"], experiments, strict=True)
+        )
+    ]
+    return {
+        **described,
+        "experiments": rows,
+        "count": len(outcomes),
+        "unreadable": sorted(run.unreadable, key=lambda bad: bad["key"]),
+        "without_label": run.unlabelled,
+        "compiled_shapes": len(run.posteriors.shapes),
+        "devices": jax.local_device_count(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _summary(outcomes: Sequence[dict[str, Any]], experiment: Experiment) -> dict:
+    """Integer counts, and what follows from them."""
+    count, summary = len(outcomes), {}
+    for name, k in TOP_K.items():
+        hits = sum(outcome["rank"] < k for outcome in outcomes)
+        summary |= {
+            f"{name}_count": hits,
+            name: hits / count,
+            f"{name}_error_percent": 100 * (count - hits) / count,
+        }
+    summary["nll"] = math.fsum(outcome["nll"] for outcome in outcomes) / count
+    if experiment.row is not None:
+        row = experiment.row
+        summary["paper"] = {
+            "table": row.table,
+            "top1_error_percent": row.top1,
+            "top5_error_percent": row.top5,
+            "top5_test_error_percent": row.top5_test,
+        }
+    return summary
+
+
+def _describe(
+    nets: Sequence[Net],
+    images: LabelledImages,
+    experiments: Sequence[Experiment],
+    settings: Settings,
+    total: int,
+) -> dict[str, Any]:
+    """All that determines the numbers, as JSON has it."""
+    return {
+        "experiments": [
+            {
+                "name": experiment.name,
+                "entries": [
+                    {
+                        "net": net,
+                        "protocol": protocol.name,
+                        "scales": list(protocol.scales),
+                        "flip": all(views.flip for views in protocol.views()),
+                    }
+                    for net, protocol in experiment.entries
+                ],
+            }
+            for experiment in experiments
+        ],
+        "nets": [
+            {
+                "source": net.source,
+                "sha256": net.sha256,
+                "variant": net.variant,
+                "train_scale": net.train_scale and list(net.train_scale),
+                "preprocessing": dataclasses.asdict(net.preprocessing),
+                "dtype": str(net.model.dtype),
+                "adaptive_pool": net.model.adaptive_pool,
+            }
+            for net in nets
+        ],
+        "data": {
+            "name": images.split.name,
+            "images": total,
+            "label_set": images.label_set,
+            "classes": len(images.classes or ()) or nets[0].model.num_classes,
+            "fingerprint": images.fingerprint,
+        },
+        "matmul_precision": settings.matmul_precision,
+        "software": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "device": jax.local_devices()[0].device_kind,
+    }
