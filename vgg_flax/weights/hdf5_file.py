@@ -107,7 +107,7 @@ class _Dataset:
             ]
             return self._read_chunks(filters)
         if layout == h5py.h5d.COMPACT:  # of 64 kB at most, inside the header
-            return self._dataset[()].view(self._dtype)
+            return np.asarray(self._dataset[()]).view(self._dtype)
         offset = self._dataset.id.get_offset()
         if offset is None:  # never written
             return self._blank()
@@ -154,7 +154,7 @@ class _Dataset:
                 if not info.filter_mask >> i & 1:
                     content = self._undo(filters[i], content, size)
             if len(content) != size:
-                raise self._file.damaged(f"{self._what} has a chunk that is cut off")
+                raise self._file.damaged(f"{self._what} has a chunk of another size")
             chunk = content.view(self._dtype).reshape(chunk_shape)
             target = array[tuple(slice(start, None) for start in info.chunk_offset)]
             if not target.size:
@@ -164,14 +164,18 @@ class _Dataset:
             target[overlap] = chunk[overlap]
         return array
 
-    def _undo(self, name: int, content: np.ndarray, size: int) -> np.ndarray:
-        if name == _DEFLATE:
+    def _undo(self, number: int, content: np.ndarray, size: int) -> np.ndarray:
+        """A filter's inverse on a chunk that has `size` bytes before any filter."""
+        if number == _DEFLATE:
+            stream = zlib.decompressobj()
             try:
-                inflated = zlib.decompressobj().decompress(content.data, size + 1)
+                inflated = stream.decompress(content.data, size + 1)
             except zlib.error as error:
                 raise self._file.damaged(f"{self._what}: {error}") from error
+            if not stream.eof:
+                raise self._file.damaged(f"{self._what} has a chunk of another size")
             return np.frombuffer(inflated, np.uint8)
         if len(content) % self._dtype.itemsize:
-            raise self._file.damaged(f"{self._what} has a chunk that is cut off")
+            raise self._file.damaged(f"{self._what} has a chunk of another size")
         planes = content.reshape(self._dtype.itemsize, -1)
         return np.ascontiguousarray(planes.T).reshape(-1)

@@ -38,12 +38,14 @@ class MappedFile:
           WeightsError: no such file, a directory, unreadable, or empty.
         """
         self.path = pathlib.Path(path).expanduser()
-        if self.path.is_dir():
-            raise WeightsError(
-                f"{self.path} is a directory; expected one weight file, such as "
-                f"{self.path / 'model.safetensors'}"
-            )
         try:
+            if self.path.is_dir():
+                raise WeightsError(
+                    f"{self.path} is a directory; expected one weight file, such as "
+                    f"{self.path / 'model.safetensors'}"
+                )
+            if self.path.exists() and not self.path.is_file():  # a pipe would block
+                raise WeightsError(f"{self.path} is no regular file; copy it into one")
             with self.path.open("rb") as stream:
                 if not os.fstat(stream.fileno()).st_size:
                     raise WeightsError(f"{self.path} is empty; download it again")
@@ -52,8 +54,11 @@ class MappedFile:
             raise WeightsError(
                 f"{self.path}: no such file; give the path of a weight file"
             ) from error
-        except (OSError, ValueError) as error:  # ValueError: not a regular file
-            raise WeightsError(f"{self.path} cannot be read: {error}") from error
+        except OSError as error:
+            raise WeightsError(
+                f"{self.path} cannot be read: {error.strerror}; check its permissions "
+                "and its disk"
+            ) from error
         self.content = np.frombuffer(mapped, np.uint8)
 
     @property

@@ -95,17 +95,14 @@ def _legacy_storages(
         count = int.from_bytes(file.slice(position, 8, what).tobytes(), "little")
         if count != storage.total:
             raise file.damaged(f"{what} has {count} elements, not {storage.total}")
-        contents[key] = file.slice(
-            position + 8, count * storage.dtype.itemsize, f"{what}"
-        )
+        size = count * storage.dtype.itemsize
+        contents[key] = file.slice(position + 8, size, what)
         position += 8 + len(contents[key])
     missing = sorted(unpickler.storages.keys() - contents.keys())
-    if missing or position != file.size:
-        raise file.damaged(
-            f"storages {missing[:5]} are missing"
-            if missing
-            else f"{file.size - position} bytes follow the last storage"
-        )
+    if missing:
+        raise file.damaged(f"storages {', '.join(missing[:5])} are missing")
+    if position != file.size:
+        raise file.damaged(f"{file.size - position} bytes follow the last storage")
     return contents
 
 
@@ -132,7 +129,7 @@ class _Archive:
     def byteorder(self) -> bytes:
         """`b"little"`, `b"big"`, or nothing: early files do not say."""
         name = f"{self._root}byteorder"
-        return self._entry(name).tobytes() if name in self._zip.NameToInfo else b""
+        return self._entry(name).tobytes() if name in self._zip.namelist() else b""
 
     def pickle(self) -> bytes:
         """The pickle that describes the tensors."""
