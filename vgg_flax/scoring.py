@@ -16,7 +16,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,10 +37,14 @@ from vgg_flax.posteriors import Cell, Posteriors, Settings
 _PACKAGES = ("vgg-flax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
-class _Tag(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Tag:
     index: int
     key: str
     labels: tuple[int, ...]  # of the classes that take part
+
+    def __str__(self) -> str:
+        return self.key
 
 
 def evaluate(
