@@ -190,7 +190,7 @@ def write_predictions(
 
 
 def check_predictions(path: epath.Path) -> None:
-    """Raises ConfigError where `write_predictions` could not write to `path`."""
+    """Raises ConfigError where `write_predictions` could not; makes the folder."""
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--predictions {path}: expected a name in .csv or .parquet")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -198,3 +198,4 @@ def check_predictions(path: epath.Path) -> None:
             f"--predictions {path} needs the package pyarrow: pip install "
             "'vgg-flax[parquet]', or ask for .csv"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)

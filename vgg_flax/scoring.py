@@ -16,7 +16,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,10 +37,14 @@ from vgg_flax.posteriors import Cell, Posteriors, Settings
 _PACKAGES = ("vgg-flax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
-class _Tag(NamedTuple):
-    place: int  # in the split
+@dataclasses.dataclass(frozen=True)
+class _Tag:
+    index: int
     key: str
     labels: tuple[int, ...]  # of the classes that take part
+
+    def __str__(self) -> str:
+        return self.key
 
 
 def evaluate(
@@ -168,7 +172,7 @@ class _Run:
         ]
         labels = classes[list(tag.labels)].tolist()
         self.journal.add(
-            tag.place, {"key": tag.key, "labels": labels, "experiments": found}
+            tag.index, {"key": tag.key, "labels": labels, "experiments": found}
         )
 
     def _stop_if(self, signals: trainer.Signals, total: int) -> None:
