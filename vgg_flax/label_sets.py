@@ -25,6 +25,8 @@ class LabelledImages:
     """A split, and what counts as right.
 
     Attributes:
+      data: the folder or TFDS name, as given.
+      split_name: as given.
       split: the images.
       labels: a record -> its right classes, among `classes`; none: not to be counted.
       classes: the net's classes that take part; None: all.
@@ -32,6 +34,8 @@ class LabelledImages:
       fingerprint: a hash of all that `labels` and the order of images depend on.
     """
 
+    data: str
+    split_name: str
     split: dataset.Split
     labels: Labels
     classes: tuple[int, ...] | None
@@ -91,7 +95,7 @@ def open_images(
     keys = opened.records.keys() if is_folder else []
     parts = [label_set, split, len(opened), opened.class_names, keys, label_text]
     fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return LabelledImages(opened, labels, classes, label_set, fingerprint)
+    return LabelledImages(data, split, opened, labels, classes, label_set, fingerprint)
 
 
 def _mapped(name: str, classes: Sequence[int]) -> Labels:

@@ -106,7 +106,8 @@ def print_evaluation(result: dict[str, Any]) -> None:
         console.width = 160  # a file or a pipe has no width: fold nothing
     console.print(table)
     data = result["data"]
-    console.print(f"{result['count']} images of {data['name']}", soft_wrap=True)
+    name = f"{data['name']}/{data['split']}".rstrip("/")
+    console.print(f"{result['count']} images of {name}", soft_wrap=True)
 
 
 def write_predictions(
