@@ -76,9 +76,13 @@ def open_images(
         )
     # Of -A and -R the folders' own names say which classes take part.
     asked = 0 if label_set in ("v2", "a", "r") else num_classes
-    opened = dataset.open_any_split(
-        "folder" if is_folder else data, data if is_folder else data_dir, split, asked
-    )
+    if is_folder and not split:
+        items, found = folder.list_images(data, "", asked)
+        opened = dataset.Split(data, folder.ImageFiles(items), found)
+    elif is_folder:
+        opened = dataset.open_any_split("folder", data, split, asked)
+    else:
+        opened = dataset.open_any_split(data, data_dir, split, asked)
     name = f"{data}/{split}".rstrip("/")
     opened = dataclasses.replace(opened, name=name)
     classes, label_text = None, ""
