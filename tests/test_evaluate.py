@@ -28,6 +28,7 @@ from vgg_flax import (
     cli,
     config,
     experiments,
+    journal,
     label_sets,
     paper,
     parallel,
@@ -168,7 +169,8 @@ def test_the_result_says_what_was_computed(photos: str, tmp_path: pathlib.Path) 
     assert described["adaptive_pool"] is True
     assert described["preprocessing"]["crop_size"] == 32
     assert result["matmul_precision"] == "default"
-    assert result["data"]["name"] == f"{photos}/test[:9]"
+    assert result["data"]["name"] == photos
+    assert result["data"]["split"] == "test[:9]"
     assert result["data"]["images"] == result["count"] == 9
     assert result["data"]["label_set"] == "own"
     assert result["software"]["jax"] == jax.__version__
@@ -490,14 +492,14 @@ def test_interrupted_and_continued_is_uninterrupted(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "run the same command again to go on" in errors
-    (journal,) = tmp_path.glob("*.journal")
-    kept = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
+    (left,) = tmp_path.glob("*.journal")
+    kept = [json.loads(line)["key"] for line in left.read_text().splitlines()]
     assert 3 <= len(kept) < 120
     assert f"{len(kept)} of 120 images" in errors
     pixels = {key: pathlib.Path(key).read_bytes() for key in kept}
     for key in kept:  # whoever looks at these again will not get far
         pathlib.Path(key).write_bytes(b"gone")
-    with journal.open("a") as stream:
+    with left.open("a") as stream:
         stream.write('{"index": 5, "cut o')
     try:
         assert cli.main(command(run_directory, digits, stopped, *flags)) == 0
@@ -576,6 +578,13 @@ def test_a_tfds_name_is_a_data_set(
     assert row["nll"] == pytest.approx(losses.mean(), rel=1e-5)
     assert result["nets"][0]["train_scale"] == [32, 32]
     assert result["nets"][0]["sha256"] == net.sha256 != ""
+
+
+def test_a_damaged_journal_is_not_taken_for_results(tmp_path: pathlib.Path) -> None:
+    path = epath.Path(tmp_path / "x.journal")
+    path.write_text('{"index": 3, "key": "a"}\n{"index": 4, "ke\n{"index": 5}\n')
+    with pytest.raises(journal.JournalError, match="line 2 is damaged; delete"):
+        journal.Journal(path)
 
 
 def test_predictions_as_parquet_are_those_as_csv(tmp_path: pathlib.Path) -> None:

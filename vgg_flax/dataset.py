@@ -77,7 +77,7 @@ def open_any_split(name: str, data_dir: str, split: str, num_classes: int) -> Sp
     Args:
       name: a TFDS name, or "folder".
       data_dir: TFDS' data_dir, or the folder.
-      split: in TFDS' split language; of a folder that holds the classes, "".
+      split: in TFDS' split language.
       num_classes: 1000 lets a folder of synsets have ImageNet's labels.
 
     Raises:
@@ -276,9 +276,6 @@ def _open_folder(
             "config.data.name='folder' needs the folder that holds SPLIT/CLASS/*: "
             "--config.data.data_dir=DIR"
         )
-    if not split:
-        items, class_names = folder.list_images(root, "", num_classes)
-        return folder.ImageFiles(items), class_names
     try:
         instruction = tfds.core.ReadInstruction.from_spec(split)
         names = [part.split("[")[0].strip() for part in split.split("+")]

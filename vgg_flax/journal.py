@@ -6,6 +6,12 @@ from typing import Any
 
 from etils import epath
 
+from vgg_flax.config import VGGFlaxError
+
+
+class JournalError(VGGFlaxError):
+    """A journal that something else has written into."""
+
 
 class Journal:
     """Results by the index of their image, in a file of JSON lines.
@@ -16,7 +22,11 @@ class Journal:
     """
 
     def __init__(self, path: epath.Path | None):
-        """Reads what is there; a last line that was cut off is dropped."""
+        """Reads what is there; a last line that was cut off is dropped.
+
+        Raises:
+          JournalError: another line is damaged.
+        """
         self.path = path
         self.results: dict[int, dict[str, Any]] = {}
         self._stream: Any = io.StringIO()
@@ -24,8 +34,13 @@ class Journal:
             return
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
-        for line in whole:
-            result = json.loads(line)
+        for number, line in enumerate(whole, start=1):
+            try:
+                result = json.loads(line)
+            except ValueError as error:
+                raise JournalError(
+                    f"{path}, line {number} is damaged; delete the file to start anew"
+                ) from error
             self.results[result["index"]] = result
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(whole))

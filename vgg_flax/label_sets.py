@@ -25,6 +25,8 @@ class LabelledImages:
     """A split, and what counts as right.
 
     Attributes:
+      data: the folder or TFDS name, as given.
+      split_name: as given.
       split: the images.
       labels: a record -> its right classes, among `classes`; none: not to be counted.
       classes: the net's classes that take part; None: all.
@@ -32,6 +34,8 @@ class LabelledImages:
       fingerprint: a hash of all that `labels` and the order of images depend on.
     """
 
+    data: str
+    split_name: str
     split: dataset.Split
     labels: Labels
     classes: tuple[int, ...] | None
@@ -72,9 +76,13 @@ def open_images(
         )
     # Of -A and -R the folders' own names say which classes take part.
     asked = 0 if label_set in ("v2", "a", "r") else num_classes
-    opened = dataset.open_any_split(
-        "folder" if is_folder else data, data if is_folder else data_dir, split, asked
-    )
+    if is_folder and not split:
+        items, found = folder.list_images(data, "", asked)
+        opened = dataset.Split(data, folder.ImageFiles(items), found)
+    elif is_folder:
+        opened = dataset.open_any_split("folder", data, split, asked)
+    else:
+        opened = dataset.open_any_split(data, data_dir, split, asked)
     name = f"{data}/{split}".rstrip("/")
     opened = dataclasses.replace(opened, name=name)
     classes, label_text = None, ""
@@ -91,7 +99,7 @@ def open_images(
     keys = opened.records.keys() if is_folder else []
     parts = [label_set, split, len(opened), opened.class_names, keys, label_text]
     fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return LabelledImages(opened, labels, classes, label_set, fingerprint)
+    return LabelledImages(data, split, opened, labels, classes, label_set, fingerprint)
 
 
 def _mapped(name: str, classes: Sequence[int]) -> Labels:

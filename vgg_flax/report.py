@@ -146,7 +146,9 @@ def evaluation_table(result: dict[str, Any]) -> str:
     table = tabulate.tabulate(
         rows, header, "simple", colalign=align, disable_numparse=True
     )
-    return f"{table}\n\n{result['count']:,} images of {result['data']['name']}"
+    data = result["data"]
+    name = f"{data['name']}/{data['split']}".rstrip("/")
+    return f"{table}\n\n{result['count']:,} images of {name}"
 
 
 def write_predictions(

@@ -315,7 +315,8 @@ def _describe(
             for net in nets
         ],
         "data": {
-            "name": images.split.name,
+            "name": images.data,
+            "split": images.split_name,
             "images": total,
             "label_set": images.label_set,
             "classes": len(images.classes or ()) or nets[0].model.num_classes,
