@@ -26,6 +26,7 @@ OWNERS = {  # top-level package -> the only modules that import it
     "safetensors": {"weights"},
     "huggingface_hub": {"weights"},
     "pooch": {"weights"},
+    "requests": {"weights"},
     "tensorflow": set(),
     "torch": set(),
 }
