@@ -31,6 +31,7 @@ OWNERS = {  # top-level package -> the only modules that import it
     "huggingface_hub": {"weights"},
     "pooch": {"weights"},
     "pyarrow": {"report"},
+    "requests": {"weights"},
     "tensorflow": set(),
     "torch": set(),
     "torchvision": set(),

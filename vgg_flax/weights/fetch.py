@@ -133,6 +133,7 @@ def _fetch_url(url: str, cache: pathlib.Path, sha256: str | None) -> pathlib.Pat
 def _download(url: str, target: pathlib.Path, sha256: str | None) -> None:
     """Downloads to `target`, which appears whole and checked, or not at all."""
     import pooch
+    import requests
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,6 +150,8 @@ def _download(url: str, target: pathlib.Path, sha256: str | None) -> None:
             _check(partial, sha256, url)
             partial.replace(target)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            error.response.close()  # pooch leaves the connection open
         raise _not_fetched(url, target, error) from error
 
 

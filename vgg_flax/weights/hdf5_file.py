@@ -1,6 +1,18 @@
-"""HDF5 files (Keras, KerasHub, flaxmodels): every data set of numbers, by its path."""
+"""HDF5 files (Keras, KerasHub, flaxmodels): every data set of numbers, by its path.
 
+libhdf5 only tells where the numbers lie, and does so in a process of its own, which a
+damaged file may end (see `hdf5_listing`). They are read here: its decompression has
+no bound, either.
+"""
+
+import atexit
+import json
 import math
+import os
+import pathlib
+import subprocess
+import sys
+import threading
 import zlib
 from typing import Any
 
@@ -10,8 +22,8 @@ import numpy as np
 from vgg_flax.weights import WeightsError, mapped_file
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
-_DEFLATE, _SHUFFLE = 1, 2  # libhdf5's numbers of its filters
-_LEAVE_OUT_KINDS = "SUO"  # strings and references; of numbers, b f i u are read
+_LISTING = pathlib.Path(__file__).with_name("hdf5_listing.py")
+_SECONDS = 60.0  # for a listing, which takes some milliseconds
 
 
 def recognises(file: mapped_file.MappedFile) -> bool:
@@ -29,134 +41,132 @@ def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
       WeightsError: damaged, a data set that lies outside the file or is compressed by
         a plug-in, or a bomb.
     """
-    import h5py
-
     tensors: dict[str, np.ndarray] = {}
     total = 0
-
-    def visit(name: str, item: Any) -> None:
-        nonlocal total
-        is_tensor = isinstance(item, h5py.Dataset) and item.shape is not None
-        if is_tensor and item.dtype.kind not in _LEAVE_OUT_KINDS:
-            reader = _Dataset(file, item, name)
-            total += reader.nbytes
-            file.check_unfolded(total)
-            tensors[name] = reader.read()
-
-    try:
-        with h5py.File(file.path, "r") as opened:
-            opened.visititems(visit)
-    # The types by which h5py passes on what libhdf5 finds wrong.
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
-        raise file.damaged(f"as HDF5, {str(error)[:200]}") from error
+    for listed in _ask(file)["datasets"]:
+        dataset = _Dataset(file, listed)
+        total += dataset.nbytes
+        file.check_unfolded(total)
+        tensors[listed["name"]] = dataset.read()
     return tensors
 
 
 def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
-    """The root's attributes that are text.
+    """The root's attributes that are text; raises WeightsError as `read`."""
+    return _ask(file)["texts"]
 
-    Raises:
-      WeightsError: an attribute is damaged.
-    """
-    import h5py
 
-    try:
-        with h5py.File(file.path, "r") as opened:
-            texts = {
-                name: opened.attrs[name]
-                for name in opened.attrs
-                if h5py.check_string_dtype(opened.attrs.get_id(name).dtype)
-                and opened.attrs.get_id(name).shape == ()
-            }
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
-        raise file.damaged(f"as HDF5, {str(error)[:200]}") from error
-    return {
-        name: text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-        for name, text in texts.items()
-    }
+def _ask(file: mapped_file.MappedFile) -> dict[str, Any]:
+    answer = _LISTER.ask(file.path)
+    if "refused" in answer:
+        raise WeightsError(f"{file.path}: {answer['refused']}")
+    if "damaged" in answer:
+        raise file.damaged(f"as HDF5, {answer['damaged']}")
+    return answer
+
+
+class _Lister:
+    """The process that runs `hdf5_listing`, from the first HDF5 file on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0  # a forked process must not share our pipes
+
+    def ask(self, path: pathlib.Path) -> dict[str, Any]:
+        """The listing of a file; `{"damaged": why}` if it ends the process."""
+        with self._lock:
+            process = self._running()
+            line, timer = "", threading.Timer(_SECONDS, process.kill)
+            timer.start()
+            try:
+                print(json.dumps(str(path.absolute())), file=process.stdin, flush=True)
+                line = process.stdout.readline() if process.stdout else ""
+            except BrokenPipeError:
+                pass
+            finally:  # an interrupted process must not answer the next question
+                timer.cancel()
+                if not line.endswith("\n"):
+                    self.close()
+        return json.loads(line or '{"damaged": "libhdf5 gave up on it"}')
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process and self._owner == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
+
+    def _running(self) -> subprocess.Popen[str]:
+        process = self._process
+        if process and self._owner == os.getpid() and process.poll() is None:
+            return process
+        # It finds h5py where this process does; -P: and not this folder's modules.
+        search_path = os.pathsep.join(folder for folder in sys.path if folder)
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(_LISTING)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": search_path},
+        )
+        self.close()
+        self._process, self._owner = process, os.getpid()
+        if process.stdout is None or process.stdout.readline() != "ready\n":
+            self.close()
+            raise WeightsError(
+                f"{sys.executable} {_LISTING} does not start, and HDF5 files are read "
+                "through it; find out why: python -c 'import h5py'"
+            )
+        return process
+
+
+_LISTER = _Lister()
+atexit.register(_LISTER.close)
 
 
 class _Dataset:
-    """One data set. libhdf5 tells where its bytes lie, and they are read from there.
+    """One data set of a listing."""
 
-    Its own decompression has no bound: a chunk of a kilobyte may fill the memory.
-    """
-
-    def __init__(self, file: mapped_file.MappedFile, dataset: Any, name: str):
+    def __init__(self, file: mapped_file.MappedFile, listed: dict[str, Any]):
         self._file = file
-        self._dataset = dataset
-        self._what = f"data set {name}"
-        self._shape = tuple(int(n) for n in dataset.shape)
+        self._listed = listed
+        self._what = f"data set {listed['name']}"
+        self._shape = tuple(listed["shape"])
         mapped_file.check_shape(file, self._shape, self._what)
-        self._dtype = self._find_dtype()
+        is_bfloat16 = listed["dtype"] == "bfloat16"
+        self._dtype = np.dtype(ml_dtypes.bfloat16 if is_bfloat16 else listed["dtype"])
         self.nbytes = math.prod(self._shape) * self._dtype.itemsize
 
     def read(self) -> np.ndarray:
         """Its numbers; a view of the file if they lie there in one piece."""
-        import h5py
-
-        properties = self._dataset.id.get_create_plist()
-        layout = properties.get_layout()
-        if properties.get_external_count() or layout == h5py.h5d.VIRTUAL:
-            raise WeightsError(
-                f"{self._file.path}: {self._what} lies in other files; copy it into one"
-            )
-        if layout == h5py.h5d.CHUNKED:
-            filters = [
-                properties.get_filter(i)[0] for i in range(properties.get_nfilters())
-            ]
-            return self._read_chunks(filters)
-        if layout == h5py.h5d.COMPACT:  # of 64 kB at most, inside the header
-            return np.asarray(self._dataset[()]).view(self._dtype)
-        offset = self._dataset.id.get_offset()
-        if offset is None:  # never written
-            return self._blank()
-        content = self._file.slice(offset, self.nbytes, self._what)
+        if "chunks" in self._listed:
+            return self._read_chunks()
+        if "offset" in self._listed:
+            content = self._file.slice(self._listed["offset"], self.nbytes, self._what)
+        else:
+            content = np.frombuffer(bytes.fromhex(self._listed["content"]), np.uint8)
         return mapped_file.view(
             self._file, content, self._dtype, self._shape, self._what
         )
 
-    def _find_dtype(self) -> np.dtype:
-        import h5py
-
-        dtype: np.dtype = self._dataset.dtype
-        if dtype == np.dtype("V2") and self._dataset.attrs.get("dtype") == "bfloat16":
-            return np.dtype(ml_dtypes.bfloat16)  # as Keras marks it
-        # h5py reads numbers that NumPy does not have as the next wider ones.
-        is_exact = h5py.h5t.py_create(dtype) == self._dataset.id.get_type()
-        if dtype.kind not in "bfiu" or not is_exact:
-            raise WeightsError(
-                f"{self._file.path}: {self._what} has the type {dtype}, which NumPy "
-                "does not have; save it as float32"
-            )
-        return dtype
-
-    def _blank(self) -> np.ndarray:
-        fill = np.array(self._dataset.fillvalue).view(self._dtype)
-        return np.full(self._shape, fill, self._dtype)
-
-    def _read_chunks(self, filters: list[int]) -> np.ndarray:
-        unknown = set(filters) - {_DEFLATE, _SHUFFLE}
-        if unknown:
-            raise WeightsError(
-                f"{self._file.path}: {self._what} passed through the HDF5 filters "
-                f"{sorted(unknown)}, of which only gzip and shuffle are read; rewrite "
-                "it: h5repack -f NONE OLD NEW"
-            )
-        chunk_shape = self._dataset.chunks
+    def _read_chunks(self) -> np.ndarray:
+        filters, pieces = self._listed["filters"], self._listed["pieces"]
+        chunk_shape = self._listed["chunks"]
         size = math.prod(chunk_shape) * self._dtype.itemsize
-        array, infos = self._blank(), []
-        self._dataset.id.chunk_iter(infos.append)
-        self._file.check_unfolded(size * len(infos))
-        for info in infos:
-            content = self._file.slice(info.byte_offset, info.size, self._what)
+        self._file.check_unfolded(size * len(pieces))
+        fill = np.frombuffer(bytes.fromhex(self._listed["fill"]), self._dtype)
+        array = np.full(self._shape, fill[0], self._dtype)
+        for start, offset, stored_size, mask in pieces:
+            content = self._file.slice(offset, stored_size, self._what)
             for i in reversed(range(len(filters))):
-                if not info.filter_mask >> i & 1:
+                if not mask >> i & 1:
                     content = self._undo(filters[i], content, size)
             if len(content) != size:
                 raise self._file.damaged(f"{self._what} has a chunk of another size")
             chunk = content.view(self._dtype).reshape(chunk_shape)
-            target = array[tuple(slice(start, None) for start in info.chunk_offset)]
+            target = array[tuple(slice(n, None) for n in start)]
             if not target.size:
                 raise self._file.damaged(f"{self._what} has a chunk outside its shape")
             # A chunk at the border reaches beyond it.
@@ -164,9 +174,9 @@ class _Dataset:
             target[overlap] = chunk[overlap]
         return array
 
-    def _undo(self, number: int, content: np.ndarray, size: int) -> np.ndarray:
+    def _undo(self, name: str, content: np.ndarray, size: int) -> np.ndarray:
         """A filter's inverse on a chunk that has `size` bytes before any filter."""
-        if number == _DEFLATE:
+        if name == "gzip":
             stream = zlib.decompressobj()
             try:
                 inflated = stream.decompress(content.data, size + 1)

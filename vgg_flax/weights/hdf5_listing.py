@@ -1,0 +1,143 @@
+"""A program that tells where HDF5 files keep their data sets: libhdf5, kept apart.
+
+libhdf5 is written in C and takes files at their word: about one damaged file in ten
+thousand ends the process. So `hdf5_file` runs this file in a process of its own and
+reads the numbers itself. It says `ready`; then a path a line comes in, as JSON, and an
+answer a line goes out: `{"datasets": [...], "texts": {...}}`, the latter the root's
+attributes that are text, or `{"damaged": why}`, or `{"refused": why}`.
+"""
+
+import json
+import resource
+import sys
+from typing import Any
+
+import h5py
+import numpy as np
+
+_MEMORY_LIMIT = 4 << 30  # bytes of addresses; listing takes a few hundred MB of them
+_CHUNKS_LIMIT = 200_000
+_DEFLATE, _SHUFFLE = 1, 2  # libhdf5's numbers of its filters
+_LEAVE_OUT_KINDS = "SUO"  # strings and references
+
+
+class Refused(Exception):
+    """A sound file that holds what is not read."""
+
+
+def list_file(path: str) -> dict[str, Any]:
+    """What a file holds: `datasets` and `texts`, as `main` answers."""
+    with h5py.File(path, "r") as opened:
+        return {"datasets": list_datasets(opened), "texts": list_texts(opened)}
+
+
+def list_texts(opened: h5py.File) -> dict[str, str]:
+    """The root's attributes that are one text each."""
+    found = {}
+    for name in opened.attrs:
+        attribute = opened.attrs.get_id(name)
+        if attribute.shape == () and h5py.check_string_dtype(attribute.dtype):
+            text = opened.attrs[name]
+            is_bytes = isinstance(text, bytes)
+            found[name] = text.decode("utf-8", "replace") if is_bytes else str(text)
+    return found
+
+
+def list_datasets(opened: h5py.File) -> list[dict[str, Any]]:
+    """The data sets of numbers, each with its name, dtype, shape, and one of
+
+    - `offset`: of its bytes in the file;
+    - `content`: its bytes, in hex;
+    - `chunks`: their shape, with `filters`, `fill` (a number's bytes, in hex) and
+      `pieces`, each (its first index, offset in the file, bytes, mask of filters).
+    """
+    found: list[dict[str, Any]] = []
+
+    def visit(name: str, item: Any) -> None:
+        is_tensor = type(item) is h5py.Dataset and item.shape is not None
+        if is_tensor and item.dtype.kind not in _LEAVE_OUT_KINDS:
+            found.append(
+                {
+                    "name": name,
+                    "dtype": _dtype_name(item, name),
+                    "shape": [int(n) for n in item.shape or ()],
+                    **_location(item, name),
+                }
+            )
+
+    opened.visititems(visit)
+    return found
+
+
+def _dtype_name(dataset: Any, name: str) -> str:
+    dtype: np.dtype = dataset.dtype
+    if dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16":
+        return "bfloat16"  # as Keras marks it
+    # h5py reads numbers that NumPy does not have as the next wider ones.
+    is_exact = h5py.h5t.py_create(dtype) == dataset.id.get_type()
+    if dtype.kind not in "bfiu" or not is_exact:
+        raise Refused(
+            f"data set {name} has the type {dtype}, which NumPy does not have; save it "
+            "as float32"
+        )
+    return dtype.str
+
+
+def _location(dataset: Any, name: str) -> dict[str, Any]:
+    properties = dataset.id.get_create_plist()
+    layout = properties.get_layout()
+    if properties.get_external_count() or layout == h5py.h5d.VIRTUAL:
+        raise Refused(f"data set {name} lies in other files; copy it into one")
+    if layout == h5py.h5d.COMPACT:  # of 64 kB at most, inside the header
+        return {"content": dataset[()].tobytes().hex()}
+    if layout == h5py.h5d.CONTIGUOUS and dataset.id.get_offset() is not None:
+        return {"offset": int(dataset.id.get_offset())}
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    if set(filters) - {_DEFLATE, _SHUFFLE}:
+        raise Refused(
+            f"data set {name} passed through the HDF5 filters {filters}, of which only "
+            "gzip and shuffle are read; rewrite it: h5repack -f NONE OLD NEW"
+        )
+    pieces: list[Any] = []
+
+    def note(info: Any) -> None:
+        if len(pieces) >= _CHUNKS_LIMIT:
+            raise Refused(f"data set {name} has more than {_CHUNKS_LIMIT} chunks")
+        start = [int(n) for n in info.chunk_offset]
+        pieces.append((start, info.byte_offset, info.size, info.filter_mask))
+
+    if layout == h5py.h5d.CHUNKED:
+        dataset.id.chunk_iter(note)
+    return {
+        "chunks": [int(n) for n in dataset.chunks or dataset.shape],
+        "filters": ["gzip" if f == _DEFLATE else "shuffle" for f in filters],
+        "fill": dataset.fillvalue.tobytes().hex(),
+        "pieces": pieces,
+    }
+
+
+def main() -> None:
+    """Answers until its input ends."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        try:
+            answer = list_file(json.loads(line))
+        except Refused as error:
+            answer = {"refused": str(error)}
+        # The types by which h5py passes on what libhdf5 finds wrong.
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            MemoryError,
+        ) as error:
+            answer = {"damaged": str(error)[:200]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
