@@ -19,23 +19,21 @@ import PIL.Image
 import pytest
 import scipy.special
 import sklearn.datasets
+from conftest import random_net, save_run
 from etils import epath
 from test_protocols import logits, tiny_net
 
 import vgg_flax
 from vgg_flax import (
-    checkpoint,
     cli,
     config,
     experiments,
     journal,
     label_sets,
     paper,
-    parallel,
     preprocess,
     report,
     scoring,
-    train_step,
 )
 from vgg_flax.datasets import DataError, folder
 from vgg_flax.experiments import Experiment
@@ -384,43 +382,13 @@ def test_the_paper_needs_known_nets() -> None:
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """What a training run of grey digits leaves, with weights that NumPy drew."""
-    recipe = config.Config(
-        model=config.ModelConfig(
-            variant="A",
-            num_classes=10,
-            in_channels=1,
-            width_multiplier=1 / 16,
-            fc_widths=(16, 16),
-            fc6_window=1,
-        ),
-        data=config.DataConfig(
-            name="digits",
-            train_view="paper",
-            train_scale=(32, 32),
-            crop_size=32,
-            test_scale=32,
-            mean=(0.3,),
-            std=(0.4,),
-        ),
+    """A net of grey digits, with weights that NumPy drew, as a run leaves it."""
+    net = random_net("vgg11", in_channels=1).replace(
+        preprocessing=preprocess.Preprocessing((0.3,), (0.4,), 32, 32),
+        class_names=tuple("0123456789"),
+        train_scale=(32, 32),
     )
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(
-        lambda x: rng.normal(0, 0.2, x.shape).astype(x.dtype),
-        jax.eval_shape(lambda: train_step.init_state(recipe)),
-    )
-    meta = {
-        "config": dataclasses.asdict(recipe),
-        "variant": "vgg11",
-        "preprocessing": dataclasses.asdict(
-            preprocess.Preprocessing.of(recipe.data),
-        ),
-        "class_names": list("0123456789"),
-    }
-    workdir = tmp_path_factory.mktemp("runs") / "net"
-    with checkpoint.Checkpoints(checkpoint.folder_of(workdir), keep=1) as checkpoints:
-        checkpoints.save(1, parallel.replicate(state), meta, None)
-    return workdir
+    return save_run(net, tmp_path_factory.mktemp("runs") / "net")
 
 
 @pytest.fixture(scope="module")
