@@ -36,6 +36,12 @@ def test_there_and_back_is_the_same_net(target: str, tmp_path: pathlib.Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == [target]  # nothing half-written
 
 
+def test_a_checkpoints_own_folder_is_loaded_too(tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg11")
+    conversion.convert(net, tmp_path / "run")
+    assert same(net, vgg_flax.load(tmp_path / "run" / "checkpoints" / "0"))
+
+
 def test_batch_norm_goes_to_torchvisions_names_and_back(tmp_path: pathlib.Path) -> None:
     for conv_bias in (True, False):
         net = random_net("vgg11_bn", conv_bias=conv_bias)

@@ -13,6 +13,7 @@ import pytest
 from conftest import random_net, save_run
 
 from vgg_flax import cli, export, preprocess
+from vgg_flax.weights import WeightsError
 
 # What the README shows; it prints the five best classes.
 LOADER = """\
@@ -107,7 +108,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: pathlib.Path) ->
     with pytest.raises(export.ExportError, match="there is no folder"):
         export.save(net, tmp_path / "missing" / "net.jax")
     (tmp_path / "net.jax.json").mkdir()
-    with pytest.raises(export.ExportError, match="cannot write"):
+    with pytest.raises(WeightsError, match="cannot be written"):
         export.save(net, tmp_path / "net.jax", ("cpu",))
     assert [p.name for p in tmp_path.iterdir()] == ["net.jax.json"]
 

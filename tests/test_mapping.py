@@ -185,6 +185,76 @@ def test_kerass_names_axes_and_pixels() -> None:
         )
 
 
+# Where vgg16's convolutions stand among mmpretrain's ConvModules and pools.
+MMPRETRAIN_INDICES = (0, 1, 3, 4, 6, 7, 8, 10, 11, 12, 14, 15, 16)
+VGG16_LAYERS = [
+    f"{stage}_{number}"
+    for stage, count in enumerate((2, 2, 3, 3, 3), start=1)
+    for number in range(1, count + 1)
+]
+
+
+def convolution_of(name: str) -> int:
+    """Which one, from 0, a vgg16_bn tensor of torchvision's belongs to."""
+    index = int(name.split(".")[1])
+    places = TORCHVISION_INDICES["vgg16_bn"]
+    return places.index(index if index in places else index - 1)
+
+
+def test_mmpretrains_names() -> None:
+    tensors = torchvision_tensors("vgg16_bn")
+    theirs = {}
+    for name, tensor in tensors.items():
+        part, index, leaf = name.split(".")
+        if part == "features":
+            kind = "conv" if int(index) in TORCHVISION_INDICES["vgg16_bn"] else "bn"
+            index = f"{MMPRETRAIN_INDICES[convolution_of(name)]}.{kind}"
+        theirs[f"backbone.{part}.{index}.{leaf}"] = tensor
+    weights = mapping.to_weights(theirs)
+    assert (weights.lineage, weights.preprocessing.resize) == ("mmpretrain", "cv2")
+    expected = logits(mapping.to_weights(tensors), photos())
+    np.testing.assert_array_equal(logits(weights, photos()), expected)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_caffes_blobs_of_the_first_version_too(legacy: bool) -> None:
+    tensors = torchvision_tensors()
+    names = [f"conv{layer}" for layer in VGG16_LAYERS] + ["fc6", "fc7", "fc8"]
+    blobs = {}
+    for i, tensor in enumerate(tensors.values()):
+        if i == 0:
+            tensor = tensor[:, ::-1]  # blue first
+        if legacy:  # every blob in 4-D
+            tensor = tensor.reshape((1,) * (4 - tensor.ndim) + tensor.shape)
+        blobs[f"{names[i // 2]}/{i % 2}"] = tensor
+    weights = mapping.to_weights(blobs)
+    assert (weights.lineage, weights.preprocessing) == ("Caffe", layouts.CAFFE)
+    as_caffe = mapping.to_weights(tensors, sha256="d01eb7cb" + "0" * 56)
+    unturned = logits(as_caffe, photos())  # torchvision's names, Caffe's pixels
+    flipped = {**tensors, "features.0.weight": tensors["features.0.weight"][:, ::-1]}
+    expected = logits(
+        mapping.to_weights(flipped, sha256="d01eb7cb" + "0" * 56), photos()
+    )
+    np.testing.assert_array_equal(logits(weights, photos()), expected)
+    assert np.abs(unturned - expected).max() > 0  # the channels' order matters
+
+
+def test_flaxmodels_axes() -> None:
+    tensors = torchvision_tensors()
+    names = [f"conv{layer}" for layer in VGG16_LAYERS] + ["fc6", "fc7", "fc8"]
+    theirs = {}
+    for i, tensor in enumerate(tensors.values()):
+        if tensor.ndim == 4:
+            tensor = tensor.transpose(2, 3, 1, 0)
+        elif tensor.ndim == 2:
+            tensor = tensor.T  # its forward pass flattens C, H, W as torch's does
+        theirs[f"{names[i // 2]}/{('weight', 'bias')[i % 2]}"] = tensor
+    weights = mapping.to_weights(theirs)
+    assert weights.lineage == "flaxmodels"
+    expected = logits(mapping.to_weights(tensors), photos())
+    np.testing.assert_array_equal(logits(weights, photos()), expected)
+
+
 ROUND_TRIPS = [
     (layout.name, variant)
     for layout in layouts.LAYOUTS

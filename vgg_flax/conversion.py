@@ -1,10 +1,7 @@
 """`vgg-flax convert`: a net as a checkpoint, or out under a peer's names."""
 
-import contextlib
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 from vgg_flax import checkpoint
 from vgg_flax.net import Net, meta_of
@@ -55,32 +52,10 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=bgr)
     metadata = mapping.write_metadata(meta_of(net), bgr=bgr)
     write = writers.WRITERS[suffix]
-    with _whole_file(path) as temporary:
+    with writers.whole_file(path) as temporary:
         write(temporary, tensors, metadata)
     if is_native:
         return f"{format}'s names and pixels"
     return (
         f"{format}'s names, but not {format}'s pixels: feed it {net.preprocessing}, RGB"
     )
-
-
-@contextlib.contextmanager
-def _whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary file beside `path` that takes its name once it is whole."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from error
-    temporary = pathlib.Path(name)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's is 0600
-        temporary.replace(path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,12 +14,13 @@ import numpy as np
 
 from vgg_flax import config, imagenet
 from vgg_flax.net import Net
+from vgg_flax.weights import writers
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 class ExportError(config.VGGFlaxError):
-    """A platform JAX does not export for, or a place that can't be written."""
+    """A platform JAX does not export for, or no folder to write to."""
 
 
 def export(net: Net, platforms: Sequence[str] = ("cpu", "cuda", "tpu")) -> bytearray:
@@ -75,15 +76,18 @@ def save(
       The artifact's size in bytes.
 
     Raises:
-      ExportError: as `export`; or a file can't be written.
+      ExportError: as `export`, or there is no such folder.
+      WeightsError: a file can't be written.
     """
     target = pathlib.Path(path)
     if not target.parent.is_dir():  # before the work, which takes a while
         raise ExportError(f"{target}: there is no folder {target.parent}; make it")
     data = export(net, platforms)
     about = json.dumps(_describe(net, platforms), indent=2) + "\n"
-    _write(target.with_name(f"{target.name}.json"), about.encode())
-    _write(target, data)
+    with writers.whole_file(target.with_name(f"{target.name}.json")) as temporary:
+        temporary.write_text(about)
+    with writers.whole_file(target) as temporary:
+        temporary.write_bytes(data)
     return len(data)
 
 
@@ -97,13 +101,3 @@ def _describe(net: Net, platforms: Sequence[str]) -> dict[str, Any]:
         "class_names": imagenet.display_names(net.class_names, net.model.num_classes),
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "vgg-flax")},
     }
-
-
-def _write(target: pathlib.Path, data: bytes | bytearray) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ExportError(f"cannot write {target}: {error}") from error

@@ -77,7 +77,8 @@ def load(
     of `weights.layouts`. A load is whole, or an error.
 
     Args:
-      path_or_name: a run's --workdir, a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
+      path_or_name: a run's --workdir (or `WORKDIR/checkpoints/STEP`), a file, "vgg16",
+        "timm/vgg16.tv_in1k", a URL.
       step: of a run: "last", "best" (on the validation split) or a number.
       variant: of a file, where its names can't tell ("vgg11_lrn").
       include_top: False: the convolutions only (`head="none"`).
@@ -89,8 +90,11 @@ def load(
     Raises:
       VGGFlaxError: no such thing, damaged, or not the weights of a VGG.
     """
-    if epath.Path(path_or_name).expanduser().is_dir():
-        return _load_checkpoint(path_or_name, step, dtype)
+    folder = epath.Path(path_or_name).expanduser()
+    if folder.is_dir():
+        if folder.name.isdigit() and folder.parent.name == "checkpoints":
+            folder, step = folder.parent.parent, int(folder.name)
+        return _load_checkpoint(folder, step, dtype)
     path = fetch.fetch(str(path_or_name), sha256=sha256)
     container = containers.read(path)
     found = mapping.to_weights(
