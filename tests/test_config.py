@@ -88,7 +88,6 @@ BATCH_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (1, {}),
 }
 IN_TEST_TRAINER = {
-    "model.in_channels",
     "data.name",
     "data.data_dir",
     "data.validation_split",
@@ -153,8 +152,17 @@ def test_every_field_is_probed_somewhere() -> None:
         *IN_TEST_TRAINER,
         *IN_TEST_DATASET,
         *READ_OPTIONS,
+        "model.in_channels",  # the next test
     }
     assert probed == set(config_lib.flatten(config_lib.Config()))
+
+
+def test_input_channels_are_the_first_kernels(tiny_config: config_lib.Config) -> None:
+    rgb = {"data__mean": (0.5,) * 3, "data__std": (0.5,) * 3, "model__in_channels": 3}
+    for config, channels in ((tiny_config, 1), (changed(tiny_config, **rgb), 3)):
+        assert config_lib.check(config) == config
+        state = jax.eval_shape(lambda c=config: train_step.init_state(c))
+        assert state.params["conv1_1"]["kernel"].shape == (3, 3, channels, 4)
 
 
 @pytest.mark.parametrize("name", RUN_PROBES)

@@ -476,3 +476,19 @@ def test_the_plan_counts_examples_not_batches() -> None:
     due = [step for step in range(42) if plan.evaluates_at(step)]
     assert due == [11, 21, 31, 41]
     assert dataclasses.replace(plan, checkpoint_every_steps=20).saves_at(20)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_newest_checkpoints_are_kept_and_no_others(
+    keep: int, tiny_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    config = changed(
+        tiny_config,
+        data__validation_split="",
+        num_steps=5,
+        checkpoint_every_steps=1,
+        keep_checkpoints=keep,
+    )
+    trainer.train_and_evaluate(config, tmp_path)
+    with checkpoint.Checkpoints(checkpoint.folder_of(tmp_path), 9) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3, 4, 5][-keep:]
