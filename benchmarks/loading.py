@@ -1,12 +1,12 @@
 """Loading vgg16 from safetensors: seconds, and the peak of anonymous memory.
 
-python benchmarks/loading.py [FILE]: FILE, or a file of random weights that is written
+python -m benchmarks.loading [FILE]: FILE, or a file of random weights that is written
 first. Memory is RssAnon, sampled every 5 ms, above that of the process before `load`:
 the file's own pages are mapped and can be dropped.
 """
 
+import argparse
 import pathlib
-import sys
 import tempfile
 import threading
 import time
@@ -68,11 +68,12 @@ def measure(path: pathlib.Path) -> None:
 
 def main() -> None:
     """Measures FILE, or random weights."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", nargs="?", type=pathlib.Path)
+    given = parser.parse_args().file
     with tempfile.TemporaryDirectory() as folder:
-        if len(sys.argv) > 1:
-            path = pathlib.Path(sys.argv[1])
-        else:
-            path = pathlib.Path(folder) / "vgg16.safetensors"
+        path = given or pathlib.Path(folder) / "vgg16.safetensors"
+        if given is None:
             write_random(path)
         measure(path)
 

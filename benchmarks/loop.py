@@ -1,6 +1,6 @@
 """The training loop against its bare compiled step: images/s, pairs taken in turn.
 
-python benchmarks/loop.py [--pairs 5] [--steps 60]: prints, for the default recipe and
+python -m benchmarks.loop [--pairs 5] [--steps 60]: prints, for the default recipe and
 for vgg11 at 64 pixels, the median ratio loop / bare. The bare step is fed one batch
 that is on the devices already; the loop is the trainer's, with its data, log and
 metrics, without evaluation and saving. Also the resident memory at steps 100 and 1,000

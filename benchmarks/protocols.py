@@ -1,6 +1,6 @@
 """Dense over three scales against the 150 crops: seconds an image, pairs in turn.
 
-python benchmarks/protocols.py [--variant vgg16] [--images 4] [--pairs 3]: prints the
+python -m benchmarks.protocols [--variant vgg16] [--images 4] [--pairs 3]: prints the
 median ratio dense / multicrop, both with flips at Q = 256, 384 and 512 and with
 compilation left out. Images are photos of 427 x 640 pixels, turned on their side every
 other time. Four of them fill every batch of size 8, as a whole data set's are filled;
