@@ -12,7 +12,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vgg_flax import config, trainer
+from vgg_flax import config, distributed, trainer
 
 _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
@@ -28,6 +28,7 @@ def main(_: list[str]) -> None:
             f"--config={path} is not a recipe; expected a Python file whose "
             "get_config() returns a vgg_flax.config.Config"
         )
+    distributed.initialize(flags.FLAGS.distributed)
     trainer.train_and_evaluate(settings, workdir)
 
 
@@ -45,13 +46,19 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "workdir", None, "where the run lives; default: runs/NAME_OF_THE_CONFIG"
     )
+    flags.DEFINE_string(
+        "distributed",
+        "auto",
+        "how processes find each other: auto (as JAX detects it: Slurm, Cloud TPU, "
+        "GKE, Open MPI), off, or ADDRESS:PORT,COUNT,INDEX",
+    )
 
 
 if __name__ == "__main__":
     try:
         _define_flags()
         app.run(main)
-    except trainer.Interrupted as stop:
+    except distributed.Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except config.VGGFlaxError as error:

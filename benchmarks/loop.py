@@ -1,6 +1,6 @@
 """The training loop against its bare compiled step: images/s, pairs taken in turn.
 
-python -m benchmarks.loop [--pairs 5] [--steps 60]: prints, for the default recipe and
+python -m benchmarks.loop [--pairs 5] [--steps 200]: prints, for the default recipe and
 for vgg11 at 64 pixels, the median ratio loop / bare. The bare step is fed one batch
 that is on the devices already; the loop is the trainer's, with its data, log and
 metrics, without evaluation and saving. Also the resident memory at steps 100 and 1,000
@@ -19,7 +19,7 @@ import jax
 import psutil
 
 from configs import default
-from vgg_flax import checkpoint, config, dataset, parallel, trainer
+from vgg_flax import checkpoint, config, dataset, distributed, parallel, trainer
 
 
 def small_default() -> config.Config:
@@ -47,7 +47,7 @@ def start(recipe: config.Config, workdir: str) -> Any:
     recipe = config.check(recipe)
     run = trainer._Run(recipe, trainer.epath.Path(workdir), dataset.Shard())
     checkpoints = checkpoint.Checkpoints(checkpoint.folder_of(workdir), 3)
-    run.start(checkpoints, trainer.Signals())
+    run.start(checkpoints, distributed.Signals())
     return run
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     """Runs the comparisons that were asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--memory", action="store_true", help="only the memory")
     options = parser.parse_args()
     assert pathlib.Path("configs").is_dir(), "run me from the project's folder"

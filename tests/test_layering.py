@@ -9,7 +9,16 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
     {"config", "model", "metrics"},
-    {"preprocess", "optimizer", "parallel", "datasets", "report", "paper", "journal"}
+    {
+        "preprocess",
+        "optimizer",
+        "parallel",
+        "distributed",
+        "datasets",
+        "report",
+        "paper",
+        "journal",
+    }
     | {"imagenet", "description"},
     {"dataset", "train_step", "progress", "weights", "protocols"},
     {"evaluation", "checkpoint", "label_sets"},

@@ -1,56 +1,73 @@
-"""Two real processes train as one does: same examples, same result, one log."""
+"""Two real processes train as one does, stop at one step, and never hang."""
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 from conftest import changed
 
-from vgg_flax import checkpoint, progress
+from vgg_flax import checkpoint, distributed, progress
 from vgg_flax import config as config_lib
 
 PROGRAM = """
-import sys, jax
-from vgg_flax import config, trainer
-import json
+import json, sys, jax
+from vgg_flax import config, distributed, trainer
 jax.config.update("jax_enable_x64", True)
-settings, workdir, address, count, index = sys.argv[1:]
+settings, workdir, where, count = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 4 // int(count))
-if int(count) > 1:
-    jax.distributed.initialize(address, int(count), int(index))
+distributed.initialize(where)
 assert jax.device_count() == 4
-trainer.train_and_evaluate(config.from_dict(json.loads(settings)), workdir)
+try:
+    trainer.train_and_evaluate(config.from_dict(json.loads(settings)), workdir)
+except distributed.Interrupted as stop:
+    print(stop)
+    sys.exit(stop.exit_code)
+except config.VGGFlaxError as error:
+    print("error:", error)
+    sys.exit(1)
 """
 
 
-def run_processes(
-    recipe: config_lib.Config, workdir: pathlib.Path, count: int
-) -> list[str]:
-    """Runs `count` processes of 4 CPU devices together; returns what each printed."""
+def start_processes(
+    recipes: list[config_lib.Config], workdir: pathlib.Path
+) -> list[subprocess.Popen[str]]:
+    """Starts a process for each recipe, with 4 CPU devices together."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     del environment["JAX_NUM_CPU_DEVICES"]
-    settings = config_lib.to_json(recipe)
-    processes = [
+    count = len(recipes)
+    return [
         subprocess.Popen(
             [
-                *(sys.executable, "-c", PROGRAM),
-                *(settings, str(workdir), address, str(count), str(index)),
+                *(sys.executable, "-c", PROGRAM, config_lib.to_json(recipe)),
+                str(workdir),
+                f"{address},{count},{index}" if count > 1 else "auto",
+                str(count),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
         )
-        for index in range(count)
+        for index, recipe in enumerate(recipes)
     ]
+
+
+def run_processes(
+    recipe: config_lib.Config, workdir: pathlib.Path, count: int
+) -> list[str]:
+    """Runs `count` processes to their end; returns what each printed."""
     outputs = []
-    for process in processes:
+    for process in start_processes([recipe] * count, workdir):
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err[-3000:]
         outputs.append(out)
@@ -96,3 +113,97 @@ def test_two_processes_train_resume_and_count_as_one(
             leaves.append(checkpoints.read(6).leaves)
     for path, leaf in leaves[0].items():
         np.testing.assert_allclose(leaf, leaves[1][path], rtol=0, atol=1e-9)
+
+
+@pytest.fixture
+def long_config(tiny_config: config_lib.Config) -> config_lib.Config:
+    """More steps than any test waits for, evaluated often."""
+    return changed(
+        tiny_config,
+        data__eval_batch_size=16,
+        data__validation_split="train[90%:93%]",
+        log_every_steps=1,
+        eval_every_epochs=0.5,
+        num_steps=100_000,
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Returns when `condition` holds; the test's own time limit is two minutes."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def steps_logged(workdir: pathlib.Path) -> int:
+    return max([r["step"] for r in progress.read_records(workdir)], default=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_both_at_one_step(
+    number: signal.Signals, long_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    processes = start_processes([long_config] * 2, tmp_path)
+    wait_for(lambda: steps_logged(tmp_path) >= 12)
+    processes[1].send_signal(number)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    said = [out.splitlines()[-1] for out, _ in outputs]
+    assert said[0] == said[1]
+    assert said[0].startswith("stopped by SIGTERM at step ")
+    step = int(said[0].split()[5])
+    with checkpoint.Checkpoints(checkpoint.folder_of(tmp_path), 3) as checkpoints:
+        assert checkpoints.steps()[-1] == step
+    longer = changed(long_config, num_steps=step + 2, resume_with_changes=True)
+    assert f"resumed at step {step}" in run_processes(longer, tmp_path, 2)[0]
+
+
+def test_a_process_with_other_settings_is_found_before_the_first_step(
+    long_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    other = changed(long_config, data__flip=True, seed=7)
+    processes = start_processes([long_config, other], tmp_path)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    for out, here in zip(outputs, ("seed=0", "seed=7"), strict=True):
+        assert (
+            "processes [1] differ from process 0 in config.data.flip, config.seed"
+            in out
+        )
+        assert here in out
+    assert not progress.read_records(tmp_path)
+
+
+@pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_that_stops_or_dies_does_not_hang_the_other(
+    fault: signal.Signals, long_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    recipe = changed(long_config, step_timeout_seconds=15.0)
+    processes = start_processes([recipe] * 2, tmp_path)
+    wait_for(lambda: steps_logged(tmp_path) >= 12)
+    processes[1].send_signal(fault)
+    start = time.monotonic()
+    processes[0].communicate(timeout=90)
+    assert processes[0].returncode != 0
+    assert time.monotonic() - start < 90
+    processes[1].kill()
+    processes[1].communicate()
+
+
+@pytest.mark.parametrize(
+    "where", ["on", "host,2,0", "host:1,2", "host:1,2,2", "host:1,two,0", "h:1,2,0,0"]
+)
+def test_where_the_processes_are_is_checked(where: str) -> None:
+    with pytest.raises(config_lib.ConfigError, match="expected auto, off, or ADDRESS"):
+        distributed.initialize(where)
+
+
+def test_off_and_auto_do_nothing_on_a_plain_machine() -> None:
+    program = (
+        "import jax; from vgg_flax import distributed\n"
+        "for where in ('off', 'auto'):\n"
+        "    distributed.initialize(where)\n"
+        "    assert not jax.distributed.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -110,7 +110,7 @@ class Checkpoints:
           CheckpointError: the disk is full, or the folder is gone or read-only.
         """
         leaves = to_leaves(state)
-        meta = {**meta, "versions": _versions(), "leaves": _describe(leaves)}
+        meta = {**meta, "versions": versions(), "leaves": _describe(leaves)}
         items = {
             item: ocp.args.StandardSave(_nest(part))
             for item in _ITEMS
@@ -342,6 +342,7 @@ def _top1(metrics: dict[str, float]) -> float:
     return metrics["top1"]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and those that a result depends on."""
     names = ("vgg-flax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {name: importlib.metadata.version(name) for name in names}

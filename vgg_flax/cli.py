@@ -156,7 +156,7 @@ def _train_scales(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from vgg_flax import experiments, label_sets, report, scoring, trainer
+    from vgg_flax import distributed, experiments, label_sets, report, scoring
     from vgg_flax.posteriors import Settings
 
     output = epath.Path(options.output)
@@ -185,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         result, outcomes = scoring.evaluate(
             nets, images, rows, output, settings=settings, limit=options.limit
         )
-    except trainer.Interrupted as stop:
+    except distributed.Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
     print(report.evaluation_table(result))

@@ -49,6 +49,7 @@ FREE_ON_RESUME = (
     "log_every_steps",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "step_timeout_seconds",
     "init_from",
     "init_layers",
     "resume_with_changes",
@@ -144,6 +145,7 @@ class Config:
     eval_every_epochs: float = 1.0
     log_every_steps: int = 100
     checkpoint_every_steps: int = 5000  # besides the one at every evaluation
+    step_timeout_seconds: float = 900.0  # with several processes: then all end
     keep_checkpoints: int = 3  # the newest ones; the best is kept besides
     init_from: str = ""  # a run directory whose params a new run starts from
     init_layers: tuple[str, ...] = ()  # only these; empty: all of them
@@ -301,6 +303,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("data.crop_area", 1e-4, 1),
     ("data.padding", 0, _INF),
     ("data.color_shift", 0, _INF),
+    ("step_timeout_seconds", 1, _INF),
     ("data.std", 1e-6, _INF),
     ("data.num_threads", 1, _INF),
     ("data.prefetch", 1, _INF),

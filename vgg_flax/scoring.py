@@ -23,8 +23,8 @@ import numpy as np
 import scipy.special
 from etils import epath
 
+from vgg_flax import distributed, preprocess, progress, protocols
 from vgg_flax import experiments as experiments_lib
-from vgg_flax import preprocess, progress, protocols, trainer
 from vgg_flax.config import ConfigError
 from vgg_flax.datasets import DataError
 from vgg_flax.experiments import Experiment
@@ -129,7 +129,7 @@ class _Run:
         """Fills the journal with those of the first `total` images that it lacks."""
         todo = [index for index in range(total) if index not in self.journal.results]
         bar = progress.bar(total, "image", total - len(todo))
-        with trainer.Signals() as signals, bar, contextlib.closing(self.journal):
+        with distributed.Signals() as signals, bar, contextlib.closing(self.journal):
 
             def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
                 for tag, views in _ahead(self._read, todo):
@@ -175,11 +175,11 @@ class _Run:
             tag.index, {"key": tag.key, "labels": labels, "experiments": found}
         )
 
-    def _stop_if(self, signals: trainer.Signals, total: int) -> None:
+    def _stop_if(self, signals: distributed.Signals, total: int) -> None:
         if signals.received:
             done, path = len(self.journal.results), self.journal.path
             kept = f" are kept in {path}; run the same command again to go on"
-            raise trainer.Interrupted(
+            raise distributed.Interrupted(
                 f"stopped by {signals.received.name}: {done} of {total} images"
                 + (kept if path else " were done"),
                 128 + signals.received,

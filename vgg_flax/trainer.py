@@ -4,7 +4,6 @@ import dataclasses
 import math
 import shutil
 import signal
-import threading
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from etils import epath
 from vgg_flax import (
     checkpoint,
     dataset,
+    distributed,
     evaluation,
     optimizer,
     parallel,
@@ -23,19 +23,7 @@ from vgg_flax import (
     train_step,
 )
 from vgg_flax import config as config_lib
-from vgg_flax.config import Config, ConfigError, VGGFlaxError
-
-
-class Interrupted(VGGFlaxError):
-    """SIGINT or SIGTERM came, and the state was saved.
-
-    Attributes:
-      exit_code: 128 + the signal's number, as shells have it.
-    """
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
+from vgg_flax.config import Config, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,28 +57,6 @@ class Plan:
         return self.evaluates_at(step) or step % self.checkpoint_every_steps == 0
 
 
-class Signals:
-    """Notes SIGINT and SIGTERM; a second one of a kind acts as it always does."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        self.received = signal.Signals(number)
-        signal.signal(number, self._previous[self.received])
-
-
 def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any]:
     """Trains as `config` says, or resumes, or finds it done; returns the test record.
 
@@ -110,11 +76,12 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
     shard = dataset.Shard(jax.process_index(), jax.process_count())
     _check_batch_sizes(config)
     run = _Run(config, workdir, shard)
+    distributed.check_same(run.facts())
     if shard.process == 0:
         _open_workdir(workdir, run.abstract_state)
     folder = checkpoint.folder_of(workdir)
     with (
-        Signals() as signals,
+        distributed.Signals() as signals,
         checkpoint.Checkpoints(folder, config.keep_checkpoints) as checkpoints,
     ):
         run.start(checkpoints, signals)
@@ -157,9 +124,28 @@ class _Run:
         self.step = 0
         self.evaluated = True  # whether the evaluation due at `step` was made
 
-    def start(self, checkpoints: checkpoint.Checkpoints, signals: Signals) -> None:
+    def facts(self) -> dict[str, Any]:
+        """What must be the same in all processes."""
+        splits = (self.train_split, self.validation_split, self.test_split)
+        return {
+            **{f"config.{k}": v for k, v in config_lib.flatten(self.config).items()},
+            "workdir": str(self.workdir),
+            "devices of each process": jax.local_device_count(),
+            "data": [
+                (s.name, len(s), s.records[len(s) - 1]["key"], s.class_names)
+                for s in splits
+                if s is not None
+            ],
+            "versions": checkpoint.versions(),
+            "code": distributed.code_digest(),
+        }
+
+    def start(
+        self, checkpoints: checkpoint.Checkpoints, signals: distributed.Signals
+    ) -> None:
         """Restores or makes the state, compiles the steps, and says what is coming."""
         self.checkpoints, self.signals = checkpoints, signals
+        self.watchdog = distributed.Watchdog(self.config.step_timeout_seconds)
         saved = checkpoints.read_newest()
         if saved is not None:
             _check_same(saved, self.config)
@@ -214,11 +200,13 @@ class _Run:
                 self.evaluated = not self.plan.evaluates_at(self.step)
                 self._evaluate_and_save()
                 meter.restart_clock()
-            if self.signals.received:
+            self.watchdog.step_ended()
+            if received := self.signals.poll():
                 meter.read_all()
-                self._stop()
+                self._stop(received)
             if self.step == self.plan.total_steps:
                 break
+        self.watchdog.rest()
 
     def test(self) -> dict[str, Any]:
         """The test record of the last step, measured unless it is there already."""
@@ -286,8 +274,9 @@ class _Run:
             )
 
         def after_batch() -> None:
-            if self.signals.received:
-                self._stop()
+            self.watchdog.step_ended()
+            if received := self.signals.poll():
+                self._stop(received)
 
         start = time.perf_counter()
         batches = dataset.eval_batches(self.config.data, split, shard=self.shard)
@@ -310,14 +299,12 @@ class _Run:
         self.log.record(record)
         return record
 
-    def _stop(self) -> None:
+    def _stop(self, received: signal.Signals) -> None:
         """Saves where the run stands and leaves."""
-        received = self.signals.received
-        assert received is not None
         if self.step not in self.checkpoints.steps():
             self._save(None)
         self.checkpoints.wait()
-        raise Interrupted(
+        raise distributed.Interrupted(
             f"stopped by {received.name} at step {self.step} of "
             f"{self.plan.total_steps}, which is saved; run the same command again to "
             "resume",
