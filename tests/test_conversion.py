@@ -10,7 +10,7 @@ import pytest
 from conftest import random_net
 
 import vgg_flax
-from vgg_flax import cli, conversion
+from vgg_flax import checkpoint, cli, config, conversion
 from vgg_flax.net import Net
 from vgg_flax.weights import WeightsError, containers, layouts
 
@@ -47,7 +47,9 @@ def test_batch_norm_goes_to_torchvisions_names_and_back(tmp_path: pathlib.Path) 
         net = random_net("vgg11_bn", conv_bias=conv_bias)
         path = tmp_path / f"{conv_bias}.safetensors"
         conversion.convert(net, path)
-        assert same(net, vgg_flax.load(path))
+        images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+        np.testing.assert_array_equal(vgg_flax.load(path)(images), net(images))
+        assert vgg_flax.load(path).model.conv_bias  # torchvision's modules have one
         # and through a checkpoint in between, the file is the same byte for byte
         conversion.convert(vgg_flax.load(path), tmp_path / f"{conv_bias}")
         out = tmp_path / f"{conv_bias}_again.safetensors"
@@ -69,7 +71,7 @@ def test_caffes_pixels_are_written_blue_first_for_keras(tmp_path: pathlib.Path) 
 
     other = random_net("vgg16")
     said = conversion.convert(other, tmp_path / "other.h5")
-    assert "not keras's pixels: feed it Preprocessing(mean=(0.5, 0.5, 0.5)" in said
+    assert "not its pixels: feed it Preprocessing(mean=(0.5, 0.5, 0.5)" in said
     assert same(other, vgg_flax.load(tmp_path / "other.h5"))
 
 
@@ -80,9 +82,14 @@ def test_what_cannot_be_written_is_said_before_anything_is(
     with pytest.raises(WeightsError, match=r"no place for .*bn1_1.*fold BatchNorm"):
         conversion.convert(net, tmp_path / "net.h5")
     with pytest.raises(WeightsError, match=r"timm's files end in \.safetensors"):
-        conversion.convert(net, tmp_path / "net.bin", "timm")
+        conversion.convert(net, tmp_path / "net.h5", "timm")
     with pytest.raises(WeightsError, match="known: torchvision, timm, keras"):
-        conversion.convert(net, tmp_path / "net.bin", "onnx")
+        conversion.convert(net, tmp_path / "net.h5", "onnx")
+    for name in ("net.pth", "net.weights.h5", "net.caffemodel"):
+        with pytest.raises(WeightsError, match=r"expected a name in \.safetensors"):
+            conversion.convert(net, tmp_path / name)
+    with pytest.raises(WeightsError, match="no place for a head of global average"):
+        conversion.convert(random_net("vgg11", head="gap"), tmp_path / "net.h5")
     (tmp_path / "there.safetensors").write_bytes(b"mine")
     with pytest.raises(WeightsError, match="exists; choose another name"):
         conversion.convert(net, tmp_path / "there.safetensors")
@@ -90,6 +97,8 @@ def test_what_cannot_be_written_is_said_before_anything_is(
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WeightsError, match="cannot be written"):
         conversion.convert(net, tmp_path / "file" / "net.safetensors")
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be written"):
+        conversion.convert(net, tmp_path / "file" / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "there.safetensors"]
 
 
@@ -103,7 +112,7 @@ def test_the_command_converts_folds_and_refuses(
     conversion.convert(net, source)
     assert cli.main(["convert", source, run]) == 0
     printed = capsys.readouterr().out
-    assert f"read vgg13_bn from {source}, sha256 " in printed
+    assert f"wrote {run}: a checkpoint" in printed
     assert same(net, vgg_flax.load(run))
     assert cli.main(["convert", run, folded, "--fold-bn"]) == 0
     assert "logits move by" in capsys.readouterr().out
@@ -141,3 +150,66 @@ def test_a_converted_net_starts_a_run(digits_dir: str, tmp_path: pathlib.Path) -
     subprocess.run(command, check=True, capture_output=True, text=True)
     after = vgg_flax.load(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, after.variables, net.variables)
+
+
+def test_a_url_is_loaded_through_the_cache(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VGG_FLAX_CACHE", str(tmp_path / "cache"))
+    net = random_net("vgg11")
+    conversion.convert(net, tmp_path / "net.safetensors")
+    url = (tmp_path / "net.safetensors").as_uri()
+    again = vgg_flax.load(url)
+    assert same(net, again) and again.source == url
+    assert cli.main(["describe", url]) == 0
+    assert f"loaded vgg11 from {url}, sha256 " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": "vgg19"},
+        {"num_classes": 3},
+        {"preprocessing": "caffe"},
+        {"include_top": False},
+        {"sha256": "0" * 64},
+        {"step": "newest"},
+        {"dtype": "int8"},
+        {"dtype": "foo"},
+    ],
+    ids=str,
+)
+def test_no_option_is_dropped_silently(options: dict, tmp_path: pathlib.Path) -> None:
+    conversion.convert(random_net("vgg11"), tmp_path / "run")
+    with pytest.raises(config.VGGFlaxError):
+        vgg_flax.load(tmp_path / "run", **options)
+    conversion.convert(random_net("vgg11"), tmp_path / "net.safetensors")
+    if options.keys() & {"step", "sha256", "dtype"}:
+        with pytest.raises(config.VGGFlaxError):
+            vgg_flax.load(tmp_path / "net.safetensors", **options)
+    with pytest.raises(WeightsError, match="vgg99"):
+        vgg_flax.load(tmp_path / "net.safetensors", variant="vgg99")
+
+
+def test_features_only_is_asked_for_and_has_no_classes(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = random_net("vgg11")
+    source, features = (
+        str(tmp_path / "net.safetensors"),
+        str(tmp_path / "f.safetensors"),
+    )
+    conversion.convert(net, source)
+    assert cli.main(["convert", source, features, "--features-only"]) == 0
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    assert vgg_flax.load(features)(images).shape == (2, 32)
+    assert cli.main(["describe", features]) == 0
+    assert cli.main(["predict", features, __file__]) == 1
+    assert "features only" in capsys.readouterr().err
+
+
+def test_mistyped_paths_do_not_go_to_the_hub(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(WeightsError, match="no such file or folder"):
+        vgg_flax.load(tmp_path / "defualt")

@@ -466,7 +466,7 @@ def test_interrupted_and_continued_is_uninterrupted(
     assert f"{len(kept)} of 120 images" in errors
     pixels = {key: pathlib.Path(key).read_bytes() for key in kept}
     for key in kept:  # whoever looks at these again will not get far
-        pathlib.Path(key).write_bytes(b"gone")
+        pathlib.Path(key).write_bytes(b"x" * len(pixels[key]))
     with left.open("a") as stream:
         stream.write('{"index": 5, "cut o')
     try:
@@ -550,9 +550,13 @@ def test_a_tfds_name_is_a_data_set(
 
 def test_a_damaged_journal_is_not_taken_for_results(tmp_path: pathlib.Path) -> None:
     path = epath.Path(tmp_path / "x.journal")
-    path.write_text('{"index": 3, "key": "a"}\n{"index": 4, "ke\n{"index": 5}\n')
-    with pytest.raises(journal.JournalError, match="line 2 is damaged; delete"):
-        journal.Journal(path)
+    good = '{"index": 3, "key": "a", "labels": [1], "experiments": []}\n'
+    for bad in ('{"index": 4, "ke\n', "5\n", '{"index": 5}\n', "\udcff\n"):
+        content = f"{good}{bad}{good}".encode(errors="surrogateescape")
+        path.write_bytes(content)
+        with pytest.raises(journal.JournalError, match="line 2 is damaged; delete"):
+            journal.Journal(path)
+        assert path.read_bytes() == content
 
 
 def test_predictions_as_parquet_are_those_as_csv(tmp_path: pathlib.Path) -> None:

@@ -1,7 +1,7 @@
 """Foreign tensors -> variables: names, axes, pixels, and one list of what is wrong."""
 
-import json
 from collections.abc import Callable
+from typing import Any
 
 import golden
 import jax
@@ -255,6 +255,18 @@ def test_flaxmodels_axes() -> None:
     np.testing.assert_array_equal(logits(weights, photos()), expected)
 
 
+def told(net: VGG, **changes: object) -> dict[str, object]:
+    """What a file of ours says of `net`."""
+    preprocessing = {"mean": [0.5] * 3, "std": [1.0] * 3, "test_scale": 96}
+    return {
+        "model": net.settings,
+        "preprocessing": {**preprocessing, "crop_size": 96},
+        "class_names": ["a"],
+        "train_scale": [256, 512],
+        **changes,
+    }
+
+
 ROUND_TRIPS = [
     (layout.name, variant)
     for layout in layouts.LAYOUTS
@@ -263,23 +275,26 @@ ROUND_TRIPS = [
 ]
 
 
+def drawn(net: VGG) -> Any:
+    """Variables of `net` from NumPy; statistics above zero."""
+    images = np.zeros((1, net.smallest_image, net.smallest_image, 3), np.float32)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(net.init, jax.random.key(0), images))
+    rng = np.random.default_rng(0)
+    return tree.unflatten(
+        [np.abs(rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
+    )
+
+
 @pytest.mark.parametrize(("lineage", "variant"), ROUND_TRIPS)
 def test_out_and_back_is_bit_equal(lineage: str, variant: str) -> None:
     net = VGG(
         variant, num_classes=7, width_multiplier=1 / 16, fc_widths=(6, 5), fc6_window=3
     )
-    shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 96, 96, 3), "f"))
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    variables = tree.unflatten(
-        [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    )
+    variables = drawn(net)
     layout = layouts.BY_NAME[lineage]
     for bgr in (False, True):
         tensors = mapping.to_tensors(variables, net, layout, bgr=bgr)
-        metadata = mapping.write_metadata(
-            {"preprocessing": {"mean": [0.5] * 3, "std": [1.0] * 3, "test_scale": 96,
-                               "crop_size": 96}}, bgr=bgr)  # fmt: skip
+        metadata = mapping.write_metadata(told(net), bgr=bgr)
         again = mapping.to_weights(tensors, metadata=metadata)
         assert again.model == net
         assert again.lineage == lineage
@@ -406,7 +421,7 @@ def test_pixels_that_names_cannot_tell() -> None:
     assert "known: torchvision" in listed(tensors, preprocessing="imagenet")
 
     net = VGG("vgg11", width_multiplier=1 / 16, fc6_window=1, fc_widths=(4, 4))
-    variables = net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), "f"))
+    variables = drawn(net)
     keras3 = mapping.to_tensors(variables, net, layouts.BY_NAME["Keras 3"], bgr=False)
     assert mapping.to_weights(keras3).preprocessing == layouts.CAFFE
     no_top = {k: t for k, t in keras3.items() if "dense" not in k}
@@ -434,9 +449,77 @@ def test_dtypes() -> None:
     assert logits(cast, photos()).dtype == np.float32
 
 
-def test_damaged_metadata_of_ours_is_an_error() -> None:
-    damaged = {"vgg_flax": json.dumps({"bgr": False})}
-    assert "metadata" in listed(torchvision_tensors(), metadata=damaged)
+SIZES = {"test_scale": 9, "crop_size": 9}
+DAMAGED = [
+    {"model": {"variant": "resnet"}},
+    {"model": 5},
+    {"preprocessing": {"mean": [0.5]}},
+    {"preprocessing": {"mean": [0.5] * 3, "std": [0] * 3} | SIZES},
+    {"class_names": 5},
+    {"train_scale": []},
+    {"train_scale": 7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", DAMAGED, ids=str)
+def test_damaged_metadata_of_ours_is_an_error(changes: dict[str, object]) -> None:
+    net = VGG("vgg16", width_multiplier=1 / 16)
+    metadata = mapping.write_metadata(told(net, **changes), bgr=False)
+    assert "metadata 'vgg_flax' of the file is damaged" in listed(
+        torchvision_tensors(), metadata=metadata
+    )
+    assert "damaged" in listed(torchvision_tensors(), metadata={"vgg_flax": "{"})
+
+
+SMALL = {"width_multiplier": 1 / 16, "fc6_window": 1, "fc_widths": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"variant": "vgg11_lrn"},
+        {"variant": "vgg11", "pooling": "average"},
+        {"variant": "vgg11", "width_multiplier": 0.03},
+        {"variant": "vgg11", "head": "none"},
+    ],
+    ids=str,
+)
+def test_our_metadata_says_what_names_cannot(fields: dict[str, Any]) -> None:
+    net = VGG(**{**SMALL, **fields})
+    variables = drawn(net)
+    layout = layouts.BY_NAME["torchvision"]
+    tensors = mapping.to_tensors(variables, net, layout, bgr=False)
+    metadata = mapping.write_metadata(told(net), bgr=False)
+    assert mapping.to_weights(tensors, metadata=metadata).model == net
+
+
+def test_numbers_that_the_dtype_or_batch_norm_cannot_have() -> None:
+    tensors = torchvision_tensors("vgg11_bn")
+    large = {k: np.asarray(t, np.float64) for k, t in tensors.items()}
+    large["features.4.bias"][0] = 1e200
+    assert "features.4.bias: not finite as float32" in listed(large)
+    tensors["features.4.bias"][0] = 1e6
+    mapping.to_weights(tensors)
+    assert "not finite as float16" in listed(tensors, dtype="float16")
+    tensors["features.5.running_var"][1] = -1
+    assert "features.5.running_var: a variance below zero" in listed(tensors)
+
+
+def test_grey_nets_do_not_get_colour_pixels() -> None:
+    tensors = torchvision_tensors("vgg11")
+    tensors["features.0.weight"] = tensors["features.0.weight"][:, :1]
+    assert "takes 1 channel(s)" in listed(tensors)
+
+
+def test_a_vgg16_of_unknown_origin_is_said_to_be_taken_for_torchvisions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mapping.to_weights(torchvision_tensors("vgg16"))
+    assert "--preprocessing caffe" in caplog.text
+    caplog.clear()
+    mapping.to_weights(torchvision_tensors("vgg16"), sha256="397923af" + "0" * 56)
+    mapping.to_weights(torchvision_tensors("vgg16_bn"))
+    assert not caplog.text
 
 
 def full_size_shapes(variant: str) -> dict[str, tuple[int, ...]]:

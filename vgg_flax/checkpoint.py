@@ -260,7 +260,7 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
         elif isinstance(step, int):
             chosen = step
         else:
-            raise ValueError(f"step={step!r}; expected a number, 'last' or 'best'")
+            raise CheckpointError(f"step={step!r}; expected a number, 'last' or 'best'")
         return checkpoints.read(chosen, items=("model",))
 
 
@@ -274,7 +274,12 @@ def save_variables(
     """
     if exists(workdir):
         raise CheckpointError(f"{workdir} holds checkpoints already; choose another")
-    with Checkpoints(folder_of(workdir), keep=1) as checkpoints:
+    folder = folder_of(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{workdir} cannot be written: {error}") from error
+    with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(0, variables, meta, None)
         checkpoints.wait()
 

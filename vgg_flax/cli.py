@@ -49,22 +49,31 @@ def _add_weights_options(command: argparse.ArgumentParser) -> None:
     add("--variant", choices=tuple(VARIANTS), help="where names can't tell: vgg11_lrn")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
     add("--sha256", help="what the file's must be")
+    add("--features-only", action="store_true", help="without the FC layers")
+    add("--num-classes", type=int, help="other than the file's: fc8 starts anew")
 
 
 _WEIGHTS = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
 
 
 def _load(options: argparse.Namespace, weights: str) -> Any:
-    return vgg_flax.load(
+    net = vgg_flax.load(
         weights,
         options.step,
         variant=options.variant,
+        include_top=not options.features_only,
+        num_classes=options.num_classes,
         preprocessing=options.preprocessing,
         sha256=options.sha256,
     )
+    said = f"loaded {net.variant} from {net.source}, sha256 {net.sha256}"
+    print(said, file=sys.stderr)
+    return net
 
 
 def _step(text: str) -> int | str:
+    if text not in ("last", "best") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}; expected last, best or a number")
     return int(text) if text.isdigit() else text
 
 
@@ -152,6 +161,8 @@ def _scales(text: str) -> tuple[int, ...]:
 
 def _train_scales(text: str) -> tuple[tuple[int, int], ...]:
     pairs = [part.split("-") for part in text.split(",")]
+    if max(map(len, pairs)) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected 256 or 256-512")
     return tuple((int(pair[0]), int(pair[-1])) for pair in pairs)
 
 
@@ -160,9 +171,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     from vgg_flax.posteriors import Settings
 
     output = epath.Path(options.output)
+    report.check_output("--output", output)
     predictions = options.predictions and epath.Path(options.predictions)
     if predictions:
         report.check_predictions(predictions)
+    if len(options.weights) > 1:
+        for name in ("step", "variant", "preprocessing", "sha256"):
+            if getattr(options, name) not in (None, "last"):
+                raise config.ConfigError(
+                    f"--{name} with {len(options.weights)} WEIGHTS: it is of one; "
+                    "convert that one first, and it will say so itself"
+                )
     nets = [
         experiments.adapt(_load(options, path), options.dtype, options.adaptive_pool)
         for path in options.weights
@@ -320,7 +339,6 @@ def _convert(options: argparse.Namespace) -> None:
     from vgg_flax import conversion
 
     net = _folded(options, _load(options, options.weights))
-    print(f"read {net.variant} from {net.source}, sha256 {net.sha256}")
     what = conversion.convert(net, options.dst, options.format)
     print(f"wrote {options.dst}: {what}")
 
@@ -344,7 +362,7 @@ def _folded(options: argparse.Namespace, net: Any) -> Any:
 def _add_export(commands: Any) -> None:
     command = commands.add_parser(
         "export",
-        help="write a net as a jax.export artifact that needs JAX alone",
+        help="write a net as a jax.export artifact that needs no vgg-flax",
         description="Weights and normalisation are inside; the input is uint8 "
         "[batch, crop, crop, channels], the output logits. DST.json says the rest.",
     )

@@ -3,7 +3,10 @@
 import os
 import pathlib
 
+import numpy as np
+
 from vgg_flax import checkpoint
+from vgg_flax.model import VARIANTS
 from vgg_flax.net import Net, meta_of
 from vgg_flax.weights import WeightsError, layouts, mapping, writers
 
@@ -33,6 +36,12 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     suffixes = {suffix for _, suffix in FORMATS.values()}
     if format is None and path.suffix in suffixes:
         format = next(f for f, (_, suffix) in FORMATS.items() if suffix == path.suffix)
+    strange = (".pth", ".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz")
+    if path.suffix in strange or path.name.endswith(".weights.h5"):
+        raise WeightsError(
+            f"{path}: cannot be written; expected a name in .safetensors or .h5 (as "
+            "Keras 2 wrote it), or a run directory"
+        )
     if path.exists():
         raise WeightsError(f"{path} exists; choose another name, or remove it")
     if format is None:
@@ -49,13 +58,30 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     native = layouts.PIXELS[layout.pixels or ""]
     is_native = net.preprocessing == native.preprocessing
     bgr = native.bgr and is_native
+    if not net.model.conv_bias and layout.norm:
+        net = _with_zero_biases(net)  # the peers' modules have them
     tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=bgr)
     metadata = mapping.write_metadata(meta_of(net), bgr=bgr)
     write = writers.WRITERS[suffix]
     with writers.whole_file(path) as temporary:
         write(temporary, tensors, metadata)
-    if is_native:
-        return f"{format}'s names and pixels"
-    return (
-        f"{format}'s names, but not {format}'s pixels: feed it {net.preprocessing}, RGB"
+    said = f"{format}'s names and pixels"
+    if not is_native:
+        said = f"{format}'s names, but not its pixels: feed it {net.preprocessing}, RGB"
+    own = VARIANTS[net.variant].lrn or "1x1" in net.variant
+    if own or net.model.pooling != "max":
+        said += f"; no net of {format}'s computes what this one does"
+    return said
+
+
+def _with_zero_biases(net: Net) -> Net:
+    params = {
+        name: {**leaves, "bias": np.zeros(leaves["kernel"].shape[-1:], np.float32)}
+        if name.startswith("conv")
+        else leaves
+        for name, leaves in net.variables["params"].items()
+    }
+    return net.replace(
+        model=net.model.clone(conv_bias=True),
+        variables={**net.variables, "params": params},
     )

@@ -124,6 +124,10 @@ def of_the_paper(nets: Sequence[Net]) -> list[Experiment]:
         )
         for row, indices in paper.rows_for(known)
     ]
+    used = {index for experiment in found for index, _ in experiment.entries}
+    unused = [known[i] for i in range(len(nets)) if i not in used]
+    if found and unused:
+        raise ConfigError(f"no row of Tables 3 to 6 has {unused}; leave them out")
     if not found:
         raise ConfigError(
             f"no row of Tables 3 to 6 has {known}; they are of vgg11, vgg11_lrn, "
@@ -138,6 +142,9 @@ def check(nets: Sequence[Net], experiments: Sequence[Experiment]) -> None:
     for experiment in experiments:
         for index, protocol in experiment.entries:
             protocols.check(protocol, nets[index].model, nets[index].preprocessing)
+    headless = [net.source for net in nets if net.model.head == "none"]
+    if headless:
+        raise ConfigError(f"{headless} have features only, and no classes to test")
     counts = {net.source: net.model.num_classes for net in nets}
     names = {net.class_names for net in nets if net.class_names}
     if len(set(counts.values())) > 1 or len(names) > 1:

@@ -32,18 +32,19 @@ class Journal:
         self._stream: Any = io.StringIO()
         if path is None:
             return
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
+        content = path.read_bytes() if path.exists() else b""
+        whole = [line for line in content.splitlines(True) if line.endswith(b"\n")]
         for number, line in enumerate(whole, start=1):
             try:
                 result = json.loads(line)
-            except ValueError as error:
+                self.results[result["index"]] = result
+                _ = result["key"], result["labels"], result["experiments"]
+            except (ValueError, LookupError, TypeError) as error:
                 raise JournalError(
                     f"{path}, line {number} is damaged; delete the file to start anew"
                 ) from error
-            self.results[result["index"]] = result
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(whole))
+        path.write_bytes(b"".join(whole))
         self._stream = path.open("a")
 
     def add(self, index: int, result: dict[str, Any]) -> None:

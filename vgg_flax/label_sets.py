@@ -86,6 +86,8 @@ def open_images(
     name = f"{data}/{split}".rstrip("/")
     opened = dataclasses.replace(opened, name=name)
     classes, label_text = None, ""
+    if label_set not in ("own", "sketch"):
+        _check_imagenet(class_names, num_classes, label_set)
     if label_set == "real":
         label_text = _read_text(label_file)
         labels = _real_labels(label_text, label_file, num_classes)
@@ -96,8 +98,8 @@ def open_images(
         labels = _mapped(name, _numbered_classes(opened, num_classes))
     else:
         labels = _mapped(name, _named_classes(opened, class_names, num_classes))
-    keys = opened.records.keys() if is_folder else []
-    parts = [label_set, split, len(opened), opened.class_names, keys, label_text]
+    content = opened.records.fingerprint() if is_folder else name
+    parts = [label_set, split, len(opened), opened.class_names, content, label_text]
     fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return LabelledImages(data, split, opened, labels, classes, label_set, fingerprint)
 
@@ -114,6 +116,19 @@ def _mapped(name: str, classes: Sequence[int]) -> Labels:
         return (classes[record["label"]],)
 
     return labels
+
+
+def _check_imagenet(
+    class_names: Sequence[str], num_classes: int, label_set: str
+) -> None:
+    """These sets count by the place of a class in ImageNet's order."""
+    synsets = folder.imagenet_synsets()
+    numbers = tuple(str(label) for label in range(num_classes))
+    if tuple(class_names) not in ((), numbers, synsets):
+        raise DataError(
+            f"--label-set {label_set} needs ImageNet's classes in their order; this "
+            f"net has {num_classes}: {_some(class_names)}"
+        )
 
 
 def _named_classes(

@@ -10,7 +10,7 @@ from flax import struct
 
 from vgg_flax import checkpoint, imagenet, preprocess
 from vgg_flax.model import VGG  # `model` is an attribute below
-from vgg_flax.weights import containers, fetch, mapping
+from vgg_flax.weights import WeightsError, checksum, containers, fetch, mapping
 
 
 class Net(struct.PyTreeNode):
@@ -90,11 +90,26 @@ def load(
     Raises:
       VGGFlaxError: no such thing, damaged, or not the weights of a VGG.
     """
-    folder = epath.Path(path_or_name).expanduser()
-    if folder.is_dir():
-        if folder.name.isdigit() and folder.parent.name == "checkpoints":
-            folder, step = folder.parent.parent, int(folder.name)
-        return _load_checkpoint(folder, step, dtype)
+    if dtype is not None:
+        _check_dtype(dtype)
+    only_files = {
+        "variant": variant,
+        "num_classes": num_classes,
+        "preprocessing": preprocessing,
+        "include_top": None if include_top else False,
+    }
+    # etils knows schemes of its own, and not https://.
+    is_url = str(path_or_name).startswith(("https://", "http://", "file://"))
+    if not is_url and epath.Path(path_or_name).expanduser().is_dir():
+        given = [name for name, value in only_files.items() if value is not None]
+        if given:
+            raise WeightsError(
+                f"{path_or_name} is a run, which says itself what it is: leave out "
+                f"{', '.join(given)}, or convert it to .safetensors first"
+            )
+        return _load_checkpoint(epath.Path(path_or_name), step, dtype, sha256)
+    if step != "last":
+        raise WeightsError(f"{path_or_name} is a file and has no steps; step={step!r}")
     path = fetch.fetch(str(path_or_name), sha256=sha256)
     container = containers.read(path)
     found = mapping.to_weights(
@@ -108,17 +123,17 @@ def load(
         dtype=dtype,
     )
     told = mapping.read_metadata(container.metadata)
-    class_names = tuple(told.get("class_names", ()))
-    classes = found.model.num_classes if include_top else 0
+    class_names = told.class_names if told else ()
+    classes = 0 if found.model.head == "none" else found.model.num_classes
     if len(class_names) != classes:
-        class_names = _default_names(classes)
+        class_names = imagenet.synsets() if classes == 1000 else ()
     return Net(
         variables=found.variables,
         model=found.model,
         variant=found.model.variant,
         preprocessing=found.preprocessing,
         class_names=class_names,
-        train_scale=_pair(told.get("train_scale")),
+        train_scale=told.train_scale if told else None,
         source=str(path_or_name),
         sha256=container.sha256,
     )
@@ -137,8 +152,15 @@ def meta_of(net: Net) -> dict[str, Any]:
     }
 
 
-def _load_checkpoint(workdir: epath.PathLike, step: int | str, dtype: Any) -> Net:
+def _load_checkpoint(
+    folder: epath.Path, step: int | str, dtype: Any, sha256: str | None
+) -> Net:
+    workdir = folder.expanduser()
+    if workdir.name.isdigit() and workdir.parent.name == "checkpoints":
+        workdir, step = workdir.parent.parent, int(workdir.name)
     found = checkpoint.load(workdir, step)
+    if sha256 is not None:
+        checksum.check(folder, found.sha256, sha256)
     settings = found.meta["model"]
     net = VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
     variables = jax.tree.map(jnp.asarray, found.variables)
@@ -152,15 +174,18 @@ def _load_checkpoint(workdir: epath.PathLike, step: int | str, dtype: Any) -> Ne
         preprocessing=preprocess.Preprocessing.from_dict(found.meta["preprocessing"]),
         class_names=tuple(found.meta["class_names"]),
         train_scale=_pair(found.meta["train_scale"]),
-        source=str(workdir),
+        source=str(folder),
         sha256=found.sha256,
     )
 
 
-def _default_names(classes: int) -> tuple[str, ...]:
-    if classes == len(imagenet.synsets()):
-        return imagenet.synsets()
-    return tuple(str(label) for label in range(classes))
+def _check_dtype(dtype: Any) -> None:
+    try:
+        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise WeightsError(f"dtype={dtype!r}; expected float32, bfloat16, float64, ...")
 
 
 def _pair(scale: list[int] | None) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _walk(path)
+            if not pathlib.Path(path).is_symlink():  # it may lead back here
+                yield from _walk(path)
         elif path.suffix.lower() in datasets.SUFFIXES:
             yield path
 
@@ -97,6 +99,8 @@ def predict(
     Raises:
       PredictionError: `top` or `batch_size` is less than 1.
     """
+    if net.model.head == "none":
+        raise PredictionError(f"{net.source} has features only, and no classes")
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
             raise PredictionError(f"{name}={value}; expected at least 1")
@@ -149,6 +153,11 @@ def _predictions(
 ) -> Iterator[Prediction]:
     names = imagenet.display_names(net.class_names, net.model.num_classes)
     probabilities, classes = (np.asarray(x).tolist() for x in best)
+    if not np.isfinite(probabilities).all():
+        raise PredictionError(
+            f"{net.source} gives scores that are not finite; its weights are damaged, "
+            "or overflow"
+        )
     # The last rows of a batch may be padding.
     for path, row, indices in zip(paths, probabilities, classes, strict=False):
         guesses = (
@@ -198,7 +207,9 @@ def draw_heatmaps(
 
 
 def to_text(predictions: Sequence[Prediction]) -> str:
-    """A table: image, class, probability."""
+    """A table: image, class, probability; nothing without images."""
+    if not predictions:
+        return ""
     rows = [
         (prediction.path if i == 0 else "", guess.name, f"{guess.probability:.2%}")
         for prediction in predictions

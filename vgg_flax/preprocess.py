@@ -21,6 +21,10 @@ from vgg_flax.config import DataConfig, VGGFlaxError
 TrainView = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
+# Of a rescaled image: 0.8 GB in RGB, where a photo has some hundred thousand.
+_MOST_PIXELS = 1 << 28
+
+
 class ImageError(VGGFlaxError):
     """Bytes that no decoder understands as an image."""
 
@@ -139,6 +143,17 @@ class Preprocessing:
     crop_size: int
     resize: str = "pillow"
 
+    def __post_init__(self) -> None:
+        if (
+            len(self.mean) not in (1, 3)
+            or len(self.std) != len(self.mean)
+            or not all(math.isfinite(value) for value in (*self.mean, *self.std))
+            or not all(value > 0 for value in self.std)
+            or self.resize not in RESIZES
+            or not 0 < int(self.crop_size) <= int(self.test_scale)
+        ):
+            raise ValueError(f"{self} cannot be: see its attributes")
+
     @classmethod
     def of(cls, config: DataConfig) -> "Preprocessing":
         """The preprocessing that a run with `config` trains and tests with."""
@@ -182,6 +197,11 @@ class Preprocessing:
         if not isinstance(image, np.ndarray):
             image = decode(image, self.channels)
         size = isotropic_size(image.shape[0], image.shape[1], scale)
+        if size[0] * size[1] > _MOST_PIXELS:
+            raise ImageError(
+                f"{image.shape[1]} x {image.shape[0]} pixels become {size[1]} x "
+                f"{size[0]}, more than {_MOST_PIXELS}: too long and narrow"
+            )
         return RESIZES[self.resize](image, *size)
 
     def normalize(

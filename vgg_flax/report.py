@@ -87,7 +87,8 @@ def draw_heatmaps(
         dpi=120,
         layout="constrained",
     )
-    figure.suptitle(title, fontsize="x-large")
+    # A class may be called "$\\alpha$" and is no formula.
+    figure.suptitle(title, fontsize="x-large", parse_math=False)
     panels = figure.subplots(1, 3)
     grey = picture.mean(axis=2)
     color = {"alpha": 0.6, "cmap": "inferno", "vmin": 0}
@@ -148,7 +149,10 @@ def evaluation_table(result: dict[str, Any]) -> str:
     )
     data = result["data"]
     name = f"{data['name']}/{data['split']}".rstrip("/")
-    return f"{table}\n\n{result['count']:,} images of {name}"
+    counted = f"{result['count']:,} images of {name}"
+    if result["without_label"]:
+        counted += f", {result['without_label']:,} more have no label"
+    return f"{table}\n\n{counted}"
 
 
 def write_predictions(
@@ -200,4 +204,17 @@ def check_predictions(path: epath.Path) -> None:
             f"--predictions {path} needs the package pyarrow: pip install "
             "'vgg-flax[parquet]', or ask for .csv"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output("--predictions", path)
+
+
+def check_output(flag: str, path: epath.Path) -> None:
+    """Makes the folder of `path`; raises ConfigError where no file can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        was_there = path.exists()
+        with path.open("a"):
+            pass
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be written: {error}") from error

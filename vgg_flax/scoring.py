@@ -78,10 +78,11 @@ def evaluate(
     """
     settings = dataclasses.replace(settings or Settings(), classes=images.classes)
     experiments_lib.check(nets, experiments)
-    for name, value in (("batch size", settings.batch_size), ("limit", limit or 1)):
+    limit = len(images.split) if limit is None else limit
+    for name, value in (("batch size", settings.batch_size), ("limit", limit)):
         if value < 1:
             raise ConfigError(f"{name} {value}: expected at least 1")
-    total = min(len(images.split), limit or len(images.split))
+    total = min(len(images.split), limit)
     described = _describe(nets, images, experiments, settings, total)
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
     run = _Run(

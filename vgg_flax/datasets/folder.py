@@ -1,5 +1,6 @@
 """Images in plain folders: `ROOT/SPLIT/CLASS/*`, or ImageNet's flat `ROOT/val/*`."""
 
+import hashlib
 import random
 import re
 from collections.abc import Sequence
@@ -33,9 +34,13 @@ class ImageFiles:
         path, label = self._items[index]
         return {"image": path.read_bytes(), "label": label, "key": str(path)}
 
-    def keys(self) -> list[str]:
-        """All the records' keys, without reading the images."""
-        return [str(path) for path, _ in self._items]
+    def fingerprint(self) -> str:
+        """A hash of the images' names, classes and sizes; none of them is read."""
+        facts = [
+            (path.parent.name, path.name, path.stat().length, label)
+            for path, label in self._items
+        ]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def list_images(

@@ -50,13 +50,18 @@ def fetch(
         found = path
     elif _NET_NAME.fullmatch(name):
         found = _fetch_from_hub(f"timm/{name}.tv_in1k", _HUB_FILE, cache, cache_dir)
-    elif hub_name and (hub_name["file"] or not name.endswith(_FILE_SUFFIXES)):
+    elif (
+        hub_name
+        and (hub_name["file"] or not name.endswith(_FILE_SUFFIXES))
+        and not path.parent.is_dir()  # a mistyped path: runs/defualt
+    ):
         filename = hub_name["file"] or _HUB_FILE
         found = _fetch_from_hub(hub_name["repo"], filename, cache, cache_dir)
     else:
         raise WeightsError(
-            f"{name}: no such file; expected a path, an https:// URL, a net's name "
-            "such as vgg16 or vgg16_bn, or a hub name such as timm/vgg16.tv_in1k"
+            f"{name}: no such file or folder; expected a path, an https:// URL, a "
+            "net's name such as vgg16 or vgg16_bn, or a hub name such as "
+            "timm/vgg16.tv_in1k"
         )
     if sha256 is not None:
         checksum.check(found, checksum.of_file(found), sha256)

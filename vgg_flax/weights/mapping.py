@@ -6,8 +6,9 @@ wrong.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,26 @@ Tensors = Mapping[str, np.ndarray]
 
 # Published under torchvision's names, for other pixels; by the head of the sha256.
 _KNOWN_PIXELS = {"00b39a1b": "caffe", "d01eb7cb": "caffe"}  # jcjohnson's VGG-16, -19
+_TORCHVISION = {"397923af", "dcbb9e9d"}  # its own vgg16 and vgg19
 METADATA_KEY = "vgg_flax"  # in files that we wrote
+
+
+class Told(NamedTuple):
+    """What the metadata of a file that we wrote says: see `net.meta_of`.
+
+    Attributes:
+      model: the module.
+      preprocessing: the pixels.
+      bgr: whether conv1_1's input axis is written blue first.
+      class_names: in the order of the logits.
+      train_scale: S, (low, high), or None.
+    """
+
+    model: model.VGG
+    preprocessing: Preprocessing
+    bgr: bool
+    class_names: tuple[str, ...]
+    train_scale: tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +141,13 @@ def to_weights(
       WeightsError: listing every missing, unexpected, misshapen and non-finite
         tensor and the likely cause, or pixels that cannot be told.
     """
-    match = recognise(tensors)
+    match, told = recognise(tensors), read_metadata(metadata or {})
+    if told is not None:
+        match = dataclasses.replace(match, variant=told.model.variant)
+        include_top = include_top and told.model.head != "none"
     if variant is not None:
-        match = dataclasses.replace(match, variant=model.variant_name(variant))
-    pixels = _pixels(match, tensors, sha256, metadata or {}, preprocessing)
+        match = dataclasses.replace(match, variant=_variant(variant))
+    pixels = _pixels(match, tensors, sha256, told, preprocessing)
     wanted = list(
         layouts.slots(
             match.layout,
@@ -145,14 +168,25 @@ def to_weights(
     turned, problems = _turn(match, wanted, chosen, tensors)
     if problems:
         raise _error(match, tensors, problems)
-    net = _model_of(match, turned, include_top, dtype)
+    if told is not None and variant is None:
+        net = told.model.clone(
+            dtype=str(jnp.dtype(dtype or told.model.dtype)),
+            head=told.model.head if include_top else "none",
+        )
+    else:
+        net = _model_of(match, turned, include_top, dtype)
+    if net.in_channels != pixels.preprocessing.channels:
+        raise WeightsError(
+            f"its first convolution takes {net.in_channels} channel(s), and the pixels "
+            f"of {match.layout.name} have {pixels.preprocessing.channels}"
+        )
     replaced = (
         num_classes is not None and include_top and num_classes != net.num_classes
     )
     if replaced:
         net = net.clone(num_classes=num_classes)
         turned = {p: a for p, a in turned.items() if not p.startswith("params/fc8/")}
-    shapes = _shapes(net)
+    shapes, out_dtype = _shapes(net), jnp.dtype(dtype or "float32")
     for slot in wanted:
         if slot.path not in turned:
             continue
@@ -163,14 +197,15 @@ def to_weights(
                 f"{name}: {tensors[name].shape} gives {array.shape} for "
                 f"{slot.layer}'s {slot.leaf}, expected {expected}"
             )
-        elif not _is_finite(array):
-            problems.append(f"{name}: not finite")
+        elif not _is_finite(array, out_dtype):
+            problems.append(f"{name}: not finite as {out_dtype}")
+        elif slot.leaf == "var" and array.size and array.min() < 0:
+            problems.append(f"{name}: a variance below zero")
     if problems:
         raise _error(match, tensors, problems)
     if pixels.bgr:
         first = "params/conv1_1/kernel"
         turned[first] = turned[first][:, :, ::-1]
-    out_dtype = jnp.dtype(dtype or "float32")
     flat = {path: place(array, out_dtype) for path, array in turned.items()}
     if replaced:
         flat |= _new_fc8(net, shapes, out_dtype)
@@ -193,6 +228,11 @@ def to_tensors(
     Raises:
       WeightsError: the layout has no place for a leaf of the net.
     """
+    if net.head == "gap":
+        raise WeightsError(
+            f"{layout.name} has no place for a head of global average pooling; convert "
+            "to a checkpoint instead"
+        )
     flat = {
         path: np.asarray(leaf)
         for path, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items()
@@ -223,23 +263,30 @@ def write_metadata(meta: Mapping[str, Any], *, bgr: bool) -> dict[str, str]:
     return {METADATA_KEY: json.dumps({**meta, "bgr": bgr})}
 
 
-def read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What `write_metadata` wrote; empty for files of others.
+def read_metadata(metadata: Mapping[str, str]) -> Told | None:
+    """What `write_metadata` wrote; None for files of others.
 
     Raises:
       WeightsError: there is an entry of ours, and it is damaged.
     """
     if METADATA_KEY not in metadata:
-        return {}
+        return None
     try:
         told = json.loads(metadata[METADATA_KEY])
-        Preprocessing.from_dict(told["preprocessing"])
-        bool(told["bgr"])
-    except (ValueError, KeyError, TypeError) as error:
+        settings, scale = told["model"], told["train_scale"]
+        net = model.VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
+        _shapes(net)  # a damaged setting fails here
+        return Told(
+            model=net,
+            preprocessing=Preprocessing.from_dict(told["preprocessing"]),
+            bgr=bool(told["bgr"]),
+            class_names=tuple(str(name) for name in told["class_names"]),
+            train_scale=None if scale is None else (int(scale[0]), int(scale[1])),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"the metadata {METADATA_KEY!r} of the file is damaged: {error!r}"
+            f"the metadata {METADATA_KEY!r} of the file is damaged: {error!r:.200}"
         ) from error
-    return told
 
 
 def place(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
@@ -267,7 +314,7 @@ def _pixels(
     match: Match,
     tensors: Tensors,
     sha256: str,
-    metadata: Mapping[str, str],
+    told: Told | None,
     preprocessing: str | None,
 ) -> Pixels:
     known = ", ".join(layouts.PIXELS)
@@ -275,8 +322,8 @@ def _pixels(
         if preprocessing not in layouts.PIXELS:
             raise WeightsError(f"preprocessing={preprocessing!r}; known: {known}")
         return layouts.PIXELS[preprocessing]
-    if told := read_metadata(metadata):
-        return Pixels(Preprocessing.from_dict(told["preprocessing"]), told["bgr"])
+    if told is not None:
+        return Pixels(told.preprocessing, told.bgr)
     if sha256[:8] in _KNOWN_PIXELS:
         return layouts.PIXELS[_KNOWN_PIXELS[sha256[:8]]]
     if match.layout.name == "torchvision" and _top_is_nan(match, tensors):
@@ -291,6 +338,8 @@ def _pixels(
     assert name is not None
     if name == "torchvision":
         _check_scale(match, tensors, ask)
+        if match.layout.kernel == "OIHW" and match.variant in ("vgg16", "vgg19"):
+            _warn_of_caffe(match, sha256)
     return layouts.PIXELS[name]
 
 
@@ -309,6 +358,23 @@ def _check_scale(match: Match, tensors: Tensors, ask: str) -> None:
             f"of 0 to 255, and {match.layout.name}'s names stand for normalised ones; "
             f"{ask}"
         )
+
+
+def _warn_of_caffe(match: Match, sha256: str) -> None:
+    """The authors' two nets were also published under torchvision's names."""
+    if match.layout.name.startswith("torchvision") and sha256[:8] not in _TORCHVISION:
+        logging.warning(
+            "taking torchvision's pixels for a %s that is none of the published files "
+            "by its sha256; if it comes from Caffe's weights: --preprocessing caffe",
+            match.variant,
+        )
+
+
+def _variant(name: str) -> str:
+    try:
+        return model.variant_name(name)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _tops(match: Match) -> list[Slot]:
@@ -372,10 +438,14 @@ def _shapes(net: model.VGG) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _is_finite(array: np.ndarray) -> bool:
+def _is_finite(array: np.ndarray, dtype: jnp.dtype) -> bool:
+    """Whether it is still so when cast to `dtype`."""
+    if not array.size:
+        return True
     # NaN and infinities survive into the extremes, and no mask is allocated.
-    low, high = (float(f(array)) for f in (np.min, np.max)) if array.size else (0, 0)
-    return bool(np.isfinite(low) and np.isfinite(high))
+    low, high = float(array.min()), float(array.max())
+    largest = float(jnp.finfo(dtype).max)
+    return -largest <= low and high <= largest
 
 
 def _new_fc8(
@@ -410,17 +480,16 @@ def _likely_cause(match: Match, tensors: Tensors, problems: list[str]) -> str:
     said = recognise(tensors)
     if said.variant != match.variant:
         return f"By its names the file is a {said.variant}"
-    first = tensors.get(match.names.get(next(iter(match.names), ""), ""))
     th_ordered = match.layout.kernel == "HWIO" and any(
         array.ndim == 4 and array.shape[2:] == (3, 3) and array.shape[:2] != (3, 3)
         for array in tensors.values()
     )
-    if first is not None and th_ordered:
+    if th_ordered:
         return (
             "Its kernels are ordered [out, in, height, width], as Keras with Theano "
             "wrote them ('th'): convert the file with Keras 2 first"
         )
-    if any(": not finite" in p for p in problems):
+    if any(": not finite" in p or "below zero" in p for p in problems):
         return "Training diverged, or the file is damaged"
     return ""
 

@@ -41,7 +41,10 @@ def write_keras(
             group = file.create_group(layer)
             group.attrs["weight_names"] = [f"{name}:0".encode() for name in names]
             for name in names:
-                group.create_dataset(f"{name}:0", data=tensors[name])
+                array = tensors[name]
+                dataset = group.create_dataset(f"{name}:0", data=array)
+                if array.dtype.name == "bfloat16":  # HDF5 has none; Keras marks it so
+                    dataset.attrs["dtype"] = "bfloat16"
 
 
 WRITERS = {".safetensors": write_safetensors, ".h5": write_keras}
