@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from vgg_flax.model import VARIANTS, VGG
 from vgg_flax.weights import WeightsError, layouts, mapping
+from vgg_flax.weights import metadata as metadata_lib
 
 # Index of each convolution in torchvision's `features`, read off its own modules.
 TORCHVISION_INDICES = {
@@ -294,7 +295,7 @@ def test_out_and_back_is_bit_equal(lineage: str, variant: str) -> None:
     layout = layouts.BY_NAME[lineage]
     for bgr in (False, True):
         tensors = mapping.to_tensors(variables, net, layout, bgr=bgr)
-        metadata = mapping.write_metadata(told(net), bgr=bgr)
+        metadata = metadata_lib.write(told(net), bgr=bgr)
         again = mapping.to_weights(tensors, metadata=metadata)
         assert again.model == net
         assert again.lineage == lineage
@@ -464,7 +465,7 @@ DAMAGED = [
 @pytest.mark.parametrize("changes", DAMAGED, ids=str)
 def test_damaged_metadata_of_ours_is_an_error(changes: dict[str, object]) -> None:
     net = VGG("vgg16", width_multiplier=1 / 16)
-    metadata = mapping.write_metadata(told(net, **changes), bgr=False)
+    metadata = metadata_lib.write(told(net, **changes), bgr=False)
     assert "metadata 'vgg_flax' of the file is damaged" in listed(
         torchvision_tensors(), metadata=metadata
     )
@@ -489,7 +490,7 @@ def test_our_metadata_says_what_names_cannot(fields: dict[str, Any]) -> None:
     variables = drawn(net)
     layout = layouts.BY_NAME["torchvision"]
     tensors = mapping.to_tensors(variables, net, layout, bgr=False)
-    metadata = mapping.write_metadata(told(net), bgr=False)
+    metadata = metadata_lib.write(told(net), bgr=False)
     assert mapping.to_weights(tensors, metadata=metadata).model == net
 
 

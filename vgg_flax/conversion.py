@@ -8,7 +8,7 @@ import numpy as np
 from vgg_flax import checkpoint
 from vgg_flax.model import VARIANTS
 from vgg_flax.net import Net, meta_of
-from vgg_flax.weights import WeightsError, layouts, mapping, writers
+from vgg_flax.weights import WeightsError, layouts, mapping, metadata, writers
 
 # Format -> the lineage whose names and axes it has, and the file's suffix.
 FORMATS = {
@@ -61,10 +61,10 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     if not net.model.conv_bias and layout.norm:
         net = _with_zero_biases(net)  # the peers' modules have them
     tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=bgr)
-    metadata = mapping.write_metadata(meta_of(net), bgr=bgr)
+    said_of_it = metadata.write(meta_of(net), bgr=bgr)
     write = writers.WRITERS[suffix]
     with writers.whole_file(path) as temporary:
-        write(temporary, tensors, metadata)
+        write(temporary, tensors, said_of_it)
     said = f"{format}'s names and pixels"
     if not is_native:
         said = f"{format}'s names, but not its pixels: feed it {net.preprocessing}, RGB"

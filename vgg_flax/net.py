@@ -10,7 +10,14 @@ from flax import struct
 
 from vgg_flax import checkpoint, imagenet, preprocess
 from vgg_flax.model import VGG  # `model` is an attribute below
-from vgg_flax.weights import WeightsError, checksum, containers, fetch, mapping
+from vgg_flax.weights import (
+    WeightsError,
+    checksum,
+    containers,
+    fetch,
+    mapping,
+    metadata,
+)
 
 
 class Net(struct.PyTreeNode):
@@ -122,7 +129,7 @@ def load(
         preprocessing=preprocessing,
         dtype=dtype,
     )
-    told = mapping.read_metadata(container.metadata)
+    told = metadata.read(container.metadata)
     class_names = told.class_names if told else ()
     classes = 0 if found.model.head == "none" else found.model.num_classes
     if len(class_names) != classes:

@@ -5,10 +5,8 @@ wrong.
 """
 
 import dataclasses
-import json
-import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,52 +15,10 @@ from flax import traverse_util
 
 from vgg_flax import model
 from vgg_flax.preprocess import Preprocessing
-from vgg_flax.weights import WeightsError, layouts
-from vgg_flax.weights.layouts import Layout, Pixels, Slot
-
-Tensors = Mapping[str, np.ndarray]
-
-# Published under torchvision's names, for other pixels; by the head of the sha256.
-_KNOWN_PIXELS = {"00b39a1b": "caffe", "d01eb7cb": "caffe"}  # jcjohnson's VGG-16, -19
-_TORCHVISION = {"397923af", "dcbb9e9d"}  # its own vgg16 and vgg19
-METADATA_KEY = "vgg_flax"  # in files that we wrote
-
-
-class Told(NamedTuple):
-    """What the metadata of a file that we wrote says: see `net.meta_of`.
-
-    Attributes:
-      model: the module.
-      preprocessing: the pixels.
-      bgr: whether conv1_1's input axis is written blue first.
-      class_names: in the order of the logits.
-      train_scale: S, (low, high), or None.
-    """
-
-    model: model.VGG
-    preprocessing: Preprocessing
-    bgr: bool
-    class_names: tuple[str, ...]
-    train_scale: tuple[int, int] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Match:
-    """What a file's names say.
-
-    Attributes:
-      layout: whose names they are.
-      variant: a key of `VARIANTS`.
-      conv_bias: whether the convolutions have biases.
-      has_top: whether any FC layer is there.
-      names: the file's names, by the names that the layout gives.
-    """
-
-    layout: Layout
-    variant: str
-    conv_bias: bool
-    has_top: bool
-    names: dict[str, str]
+from vgg_flax.weights import WeightsError, layouts, recognition
+from vgg_flax.weights import metadata as metadata_lib
+from vgg_flax.weights.layouts import Layout, Slot
+from vgg_flax.weights.recognition import Match, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,45 +29,6 @@ class Weights:
     variables: dict[str, Any]
     preprocessing: Preprocessing
     lineage: str
-
-
-def recognise(tensors: Tensors) -> Match:
-    """The layout and variant that fit best: names first, then kernel sizes (C, D).
-
-    Raises:
-      WeightsError: none has a single name in common.
-    """
-    best: tuple[tuple[int, int], Match] | None = None
-    for layout in layouts.LAYOUTS:
-        found = layouts.own_names(layout, tensors)
-        for variant, table in model.VARIANTS.items():
-            if table.lrn or (table.batch_norm and not layout.norm):
-                continue
-            expected = {s.foreign: s for s in layouts.slots(layout, variant)}
-            biases = {
-                foreign
-                for foreign, slot in expected.items()
-                if slot.layer.startswith("conv") and slot.leaf == "bias"
-            }
-            conv_bias = bool(biases & set(found)) or not table.batch_norm
-            wanted = set(expected) - (set() if conv_bias else biases)
-            fitting = sum(
-                _window(layout, tensors[found[name]]) == slot.window
-                for name, slot in expected.items()
-                if slot.window and name in found
-            )
-            score = len(wanted & set(found)) - len(wanted ^ set(found)), fitting
-            has_top = any(
-                expected[name].layer.startswith("fc") for name in found.keys() & wanted
-            )
-            if wanted & set(found) and (best is None or score > best[0]):
-                best = score, Match(layout, variant, conv_bias, has_top, found)
-    if best is None:
-        raise WeightsError(
-            f"no lineage of VGG names its tensors like this: {_some(tensors)}; known: "
-            + ", ".join(layout.name for layout in layouts.LAYOUTS)
-        )
-    return best[1]
 
 
 def to_weights(
@@ -141,33 +58,15 @@ def to_weights(
       WeightsError: listing every missing, unexpected, misshapen and non-finite
         tensor and the likely cause, or pixels that cannot be told.
     """
-    match, told = recognise(tensors), read_metadata(metadata or {})
+    match, told = recognition.recognise(tensors), metadata_lib.read(metadata or {})
     if told is not None:
         match = dataclasses.replace(match, variant=told.model.variant)
         include_top = include_top and told.model.head != "none"
     if variant is not None:
         match = dataclasses.replace(match, variant=_variant(variant))
-    pixels = _pixels(match, tensors, sha256, told, preprocessing)
-    wanted = list(
-        layouts.slots(
-            match.layout,
-            match.variant,
-            conv_bias=match.conv_bias,
-            include_top=include_top,
-        )
-    )
-    chosen = dict(match.names)
-    if not include_top:
-        tops = {slot.foreign for slot in _tops(match)}
-        chosen = {k: v for k, v in chosen.items() if k not in tops}
-    problems = [f"{s.foreign}: missing" for s in wanted if s.foreign not in chosen]
-    unexpected = set(chosen) - {s.foreign for s in wanted}
-    problems += [f"{chosen[name]}: unexpected" for name in sorted(unexpected)]
-    if problems:
-        raise _error(match, tensors, problems)
-    turned, problems = _turn(match, wanted, chosen, tensors)
-    if problems:
-        raise _error(match, tensors, problems)
+    pixels = recognition.find_pixels(match, tensors, sha256, told, preprocessing)
+    wanted, chosen = _choose(match, tensors, include_top)
+    turned = _turn(match, wanted, chosen, tensors)
     if told is not None and variant is None:
         net = told.model.clone(
             dtype=str(jnp.dtype(dtype or told.model.dtype)),
@@ -180,34 +79,18 @@ def to_weights(
             f"its first convolution takes {net.in_channels} channel(s), and the pixels "
             f"of {match.layout.name} have {pixels.preprocessing.channels}"
         )
-    replaced = (
-        num_classes is not None and include_top and num_classes != net.num_classes
-    )
-    if replaced:
+    is_new = include_top and num_classes not in (None, net.num_classes)
+    if is_new:
         net = net.clone(num_classes=num_classes)
         turned = {p: a for p, a in turned.items() if not p.startswith("params/fc8/")}
-    shapes, out_dtype = _shapes(net), jnp.dtype(dtype or "float32")
-    for slot in wanted:
-        if slot.path not in turned:
-            continue
-        array, expected = turned[slot.path], shapes[slot.path]
-        name = chosen[slot.foreign]
-        if array.shape != expected:
-            problems.append(
-                f"{name}: {tensors[name].shape} gives {array.shape} for "
-                f"{slot.layer}'s {slot.leaf}, expected {expected}"
-            )
-        elif not _is_finite(array, out_dtype):
-            problems.append(f"{name}: not finite as {out_dtype}")
-        elif slot.leaf == "var" and array.size and array.min() < 0:
-            problems.append(f"{name}: a variance below zero")
-    if problems:
-        raise _error(match, tensors, problems)
+    shapes, out_dtype = metadata_lib.leaf_shapes(net), jnp.dtype(dtype or "float32")
+    kept = [(slot, chosen[slot.foreign]) for slot in wanted if slot.path in turned]
+    _check_arrays(match, tensors, kept, turned, shapes, out_dtype)
     if pixels.bgr:
         first = "params/conv1_1/kernel"
         turned[first] = turned[first][:, :, ::-1]
     flat = {path: place(array, out_dtype) for path, array in turned.items()}
-    if replaced:
+    if is_new:
         flat |= _new_fc8(net, shapes, out_dtype)
     return Weights(
         model=net,
@@ -252,41 +135,10 @@ def to_tensors(
         )
     if flat:
         raise WeightsError(
-            f"{layout.name} has no place for {_some(flat)}; fold BatchNorm first "
-            "(--fold-bn), or choose another format"
+            f"{layout.name} has no place for {recognition.shortened(flat)}; fold "
+            "BatchNorm first (--fold-bn), or choose another format"
         )
     return found
-
-
-def write_metadata(meta: Mapping[str, Any], *, bgr: bool) -> dict[str, str]:
-    """What a file that we write says of its net; JSON in one string."""
-    return {METADATA_KEY: json.dumps({**meta, "bgr": bgr})}
-
-
-def read_metadata(metadata: Mapping[str, str]) -> Told | None:
-    """What `write_metadata` wrote; None for files of others.
-
-    Raises:
-      WeightsError: there is an entry of ours, and it is damaged.
-    """
-    if METADATA_KEY not in metadata:
-        return None
-    try:
-        told = json.loads(metadata[METADATA_KEY])
-        settings, scale = told["model"], told["train_scale"]
-        net = model.VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
-        _shapes(net)  # a damaged setting fails here
-        return Told(
-            model=net,
-            preprocessing=Preprocessing.from_dict(told["preprocessing"]),
-            bgr=bool(told["bgr"]),
-            class_names=tuple(str(name) for name in told["class_names"]),
-            train_scale=None if scale is None else (int(scale[0]), int(scale[1])),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"the metadata {METADATA_KEY!r} of the file is damaged: {error!r:.200}"
-        ) from error
 
 
 def place(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
@@ -306,90 +158,40 @@ def place(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
     return jax.device_put(buffer)
 
 
-def _window(layout: Layout, array: np.ndarray) -> int:
-    return array.shape[layout.kernel.index("H")] if array.ndim == 4 else 0
+def _choose(
+    match: Match, tensors: Tensors, include_top: bool
+) -> tuple[list[Slot], dict[str, str]]:
+    """The slots to fill and the names to fill them from, each used once.
 
-
-def _pixels(
-    match: Match,
-    tensors: Tensors,
-    sha256: str,
-    told: Told | None,
-    preprocessing: str | None,
-) -> Pixels:
-    known = ", ".join(layouts.PIXELS)
-    if preprocessing is not None:
-        if preprocessing not in layouts.PIXELS:
-            raise WeightsError(f"preprocessing={preprocessing!r}; known: {known}")
-        return layouts.PIXELS[preprocessing]
-    if told is not None:
-        return Pixels(told.preprocessing, told.bgr)
-    if sha256[:8] in _KNOWN_PIXELS:
-        return layouts.PIXELS[_KNOWN_PIXELS[sha256[:8]]]
-    if match.layout.name == "torchvision" and _top_is_nan(match, tensors):
-        return layouts.PIXELS["features"]
-    ask = f"say which: preprocessing= (--preprocessing) one of {known}"
-    if not match.has_top and not match.layout.pixels_without_top:
-        raise WeightsError(
-            "the names of this file do not tell its pixels (Keras applications and "
-            f"KerasHub share them): {ask}"
-        )
-    name = match.layout.pixels
-    assert name is not None
-    if name == "torchvision":
-        _check_scale(match, tensors, ask)
-        if match.layout.kernel == "OIHW" and match.variant in ("vgg16", "vgg19"):
-            _warn_of_caffe(match, sha256)
-    return layouts.PIXELS[name]
-
-
-def _check_scale(match: Match, tensors: Tensors, ask: str) -> None:
-    """Kernels for pixels of deviation 1 are not a hundredth of what they need be."""
-    slot = next(layouts.slots(match.layout, match.variant))
-    kernel = tensors.get(match.names.get(slot.foreign, ""))
-    if kernel is None or not kernel.size:
-        return
-    rms = float(np.sqrt(np.mean(np.square(kernel.astype(np.float64)))))
-    # 27 inputs of deviation 1: below 0.005 the response is under 0.03 of a unit, which
-    # only pixels of 0 to 255 would mend.
-    if 0 < rms < 0.005:
-        raise WeightsError(
-            f"{match.names[slot.foreign]} has rms {rms:.2g}: it looks made for pixels "
-            f"of 0 to 255, and {match.layout.name}'s names stand for normalised ones; "
-            f"{ask}"
-        )
-
-
-def _warn_of_caffe(match: Match, sha256: str) -> None:
-    """The authors' two nets were also published under torchvision's names."""
-    if match.layout.name.startswith("torchvision") and sha256[:8] not in _TORCHVISION:
-        logging.warning(
-            "taking torchvision's pixels for a %s that is none of the published files "
-            "by its sha256; if it comes from Caffe's weights: --preprocessing caffe",
+    Raises:
+      WeightsError: listing the missing and the unexpected.
+    """
+    wanted = list(
+        layouts.slots(
+            match.layout,
             match.variant,
+            conv_bias=match.conv_bias,
+            include_top=include_top,
         )
-
-
-def _variant(name: str) -> str:
-    try:
-        return model.variant_name(name)
-    except ValueError as error:
-        raise WeightsError(str(error)) from error
-
-
-def _tops(match: Match) -> list[Slot]:
-    every = layouts.slots(match.layout, match.variant)
-    return [slot for slot in every if slot.layer.startswith("fc")]
-
-
-def _top_is_nan(match: Match, tensors: Tensors) -> bool:
-    tops = [match.names[s.foreign] for s in _tops(match) if s.foreign in match.names]
-    return bool(tops) and all(np.isnan(tensors[name]).all() for name in tops)
+    )
+    tops = (
+        set()
+        if include_top
+        else {slot.foreign for slot in recognition.top_slots(match)}
+    )
+    chosen = {k: v for k, v in match.names.items() if k not in tops}
+    unexpected = set(chosen) - {slot.foreign for slot in wanted}
+    problems = [f"{s.foreign}: missing" for s in wanted if s.foreign not in chosen]
+    problems += [f"{chosen[name]}: unexpected" for name in sorted(unexpected)]
+    if problems:
+        raise _error(match, tensors, problems)
+    return wanted, chosen
 
 
 def _turn(
     match: Match, wanted: list[Slot], chosen: dict[str, str], tensors: Tensors
-) -> tuple[dict[str, np.ndarray], list[str]]:
+) -> dict[str, np.ndarray]:
+    """The tensors in our axes, by path; raises WeightsError for what cannot be one."""
     turned: dict[str, np.ndarray] = {}
     problems = []
     channels = 0
@@ -404,7 +206,34 @@ def _turn(
             continue
         if slot.layer.startswith("conv") and slot.leaf == "kernel":
             channels = turned[slot.path].shape[-1]
-    return turned, problems
+    if problems:
+        raise _error(match, tensors, problems)
+    return turned
+
+
+def _check_arrays(
+    match: Match,
+    tensors: Tensors,
+    kept: list[tuple[Slot, str]],
+    turned: dict[str, np.ndarray],
+    shapes: dict[str, tuple[int, ...]],
+    dtype: jnp.dtype,
+) -> None:
+    """Raises WeightsError listing the misshapen, the non-finite and the impossible."""
+    problems = []
+    for slot, name in kept:
+        array, expected = turned[slot.path], shapes[slot.path]
+        if array.shape != expected:
+            problems.append(
+                f"{name}: {tensors[name].shape} gives {array.shape} for "
+                f"{slot.layer}'s {slot.leaf}, expected {expected}"
+            )
+        elif not _is_finite(array, dtype):
+            problems.append(f"{name}: not finite as {dtype}")
+        elif slot.leaf == "var" and array.size and array.min() < 0:
+            problems.append(f"{name}: a variance below zero")
+    if problems:
+        raise _error(match, tensors, problems)
 
 
 def _model_of(
@@ -427,15 +256,6 @@ def _model_of(
         fc_widths=(kernels[0].shape[-1], kernels[1].shape[-1]),
         fc6_window=kernels[0].shape[0],
     )
-
-
-def _shapes(net: model.VGG) -> dict[str, tuple[int, ...]]:
-    """The shape of each of `net`'s leaves; nothing is computed."""
-    side = net.smallest_image
-    images = jax.ShapeDtypeStruct((1, side, side, net.in_channels), net.param_dtype)
-    variables: Any = jax.eval_shape(net.init, jax.random.key(0), images)
-    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _is_finite(array: np.ndarray, dtype: jnp.dtype) -> bool:
@@ -471,13 +291,13 @@ def _error(match: Match, tensors: Tensors, problems: list[str]) -> WeightsError:
 
 
 def _likely_cause(match: Match, tensors: Tensors, problems: list[str]) -> str:
-    tops = {slot.foreign for slot in _tops(match)}
+    tops = {slot.foreign for slot in recognition.top_slots(match)}
     missing = {p.removesuffix(": missing") for p in problems if p.endswith(": missing")}
     if missing and missing <= tops and not match.has_top:
         return "The file holds the convolutions only: use include_top=False"
-    if _top_is_nan(match, tensors):
+    if recognition.top_is_nan(match, tensors):
         return "Its FC layers are NaN, a features-only file: use include_top=False"
-    said = recognise(tensors)
+    said = recognition.recognise(tensors)
     if said.variant != match.variant:
         return f"By its names the file is a {said.variant}"
     th_ordered = match.layout.kernel == "HWIO" and any(
@@ -494,6 +314,8 @@ def _likely_cause(match: Match, tensors: Tensors, problems: list[str]) -> str:
     return ""
 
 
-def _some(names: Any) -> str:
-    listed = list(names)
-    return ", ".join(map(str, listed[:6])) + (", ..." if len(listed) > 6 else "")
+def _variant(name: str) -> str:
+    try:
+        return model.variant_name(name)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
