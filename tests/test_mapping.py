@@ -293,13 +293,13 @@ def test_out_and_back_is_bit_equal(lineage: str, variant: str) -> None:
     )
     variables = drawn(net)
     layout = layouts.BY_NAME[lineage]
-    for bgr in (False, True):
-        tensors = mapping.to_tensors(variables, net, layout, bgr=bgr)
-        metadata = metadata_lib.write(told(net), bgr=bgr)
-        again = mapping.to_weights(tensors, metadata=metadata)
-        assert again.model == net
-        assert again.lineage == lineage
-        jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
+    bgr = variant == "vgg11"
+    tensors = mapping.to_tensors(variables, net, layout, bgr=bgr)
+    metadata = metadata_lib.write(told(net), bgr=bgr)
+    again = mapping.to_weights(tensors, metadata=metadata)
+    assert again.model == net
+    assert again.lineage == lineage
+    jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
 
 
 def listed(tensors: dict[str, np.ndarray], **options: object) -> str:

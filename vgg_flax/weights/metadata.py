@@ -1,6 +1,5 @@
 """What the weight files that we write say of themselves, in one entry of JSON."""
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -64,7 +63,6 @@ def read(metadata: Mapping[str, str]) -> Told | None:
         ) from error
 
 
-@functools.lru_cache(maxsize=8)
 def leaf_shapes(net: model.VGG) -> dict[str, tuple[int, ...]]:
     """The shape of each of `net`'s leaves; nothing is computed."""
     side = net.smallest_image
