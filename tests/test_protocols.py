@@ -262,7 +262,7 @@ def test_only_the_chosen_classes_take_part(photo: np.ndarray) -> None:
 def test_nets_see_their_own_pixels(photo: np.ndarray) -> None:
     first = tiny_net()
     other = dataclasses.replace(
-        PIXELS, mean=(0.1, 0.2, 0.3), crop_size=48, resize="cv2"
+        PIXELS, mean=(0.1, 0.2, 0.3), test_scale=48, crop_size=48, resize="cv2"
     )
     second = tiny_net(seed=1).replace(preprocessing=other)
     views = Views("center", 48, False)
