@@ -9,6 +9,9 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Many tests compile the same small step, some of them in processes of their own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vgg-flax-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Random numbers that XLA need not partition compile five times as fast, and drawing a
+# net's first params was most of what the tests compile.
+os.environ["JAX_THREEFRY_PARTITIONABLE"] = "0"
 
 import dataclasses
 import shutil
