@@ -6,8 +6,11 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Many tests compile the same small step, some of them in processes of their own.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vgg-flax-")
+# Many tests compile the same small step, some of them in processes of their own, which
+# import this file too and find the cache in their environment.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR"
+) or tempfile.mkdtemp(prefix="vgg-flax-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Random numbers that XLA need not partition compile five times as fast, and drawing a
 # net's first params was most of what the tests compile.
@@ -30,7 +33,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if cache.name.startswith("vgg-flax-tests-"):  # and is not the caller's own
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

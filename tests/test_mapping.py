@@ -1,5 +1,8 @@
 """Foreign tensors -> variables: names, axes, pixels, and one list of what is wrong."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -302,9 +305,9 @@ def test_out_and_back_is_bit_equal(lineage: str, variant: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
 
 
-def listed(tensors: dict[str, np.ndarray], **options: object) -> str:
+def listed(tensors: dict[str, np.ndarray], **options: Any) -> str:
     with pytest.raises(WeightsError) as caught:
-        mapping.to_weights(tensors, **options)  # type: ignore[arg-type]
+        mapping.to_weights(tensors, **options)
     return str(caught.value)
 
 
@@ -492,6 +495,29 @@ def test_our_metadata_says_what_names_cannot(fields: dict[str, Any]) -> None:
     tensors = mapping.to_tensors(variables, net, layout, bgr=False)
     metadata = metadata_lib.write(told(net), bgr=False)
     assert mapping.to_weights(tensors, metadata=metadata).model == net
+
+
+def test_a_float64_net_of_ours_comes_back_with_all_its_digits() -> None:
+    program = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from conftest import random_net
+from vgg_flax import net
+from vgg_flax.weights import layouts, mapping, metadata
+ours = random_net("vgg11", dtype="float64")
+layout = layouts.BY_NAME["torchvision"]
+tensors = mapping.to_tensors(ours.variables, ours.model, layout, bgr=False)
+said = metadata.write(net.meta_of(ours), bgr=False)
+again = mapping.to_weights(tensors, metadata=said)
+jax.tree.map(np.testing.assert_array_equal, again.variables, ours.variables)
+assert {leaf.dtype for leaf in jax.tree.leaves(again.variables)} == {np.dtype("f8")}
+"""
+    path = os.pathsep.join(sys.path)
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
 
 def test_numbers_that_the_dtype_or_batch_norm_cannot_have() -> None:

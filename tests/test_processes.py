@@ -209,3 +209,20 @@ def test_off_and_auto_do_nothing_on_a_plain_machine() -> None:
         "    assert not jax.distributed.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("then", "code"), [("", 1), ("dog.rest()", 0)])
+def test_the_watchdog_bites_unless_told_to_rest(then: str, code: int) -> None:
+    program = f"""
+import time
+from vgg_flax import distributed
+dog = distributed.Watchdog(1.0)
+dog.step_ended()
+{then}
+time.sleep(3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert ("most recent call first" in done.stderr) == (code == 1)

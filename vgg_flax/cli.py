@@ -49,22 +49,19 @@ def _add_weights_options(command: argparse.ArgumentParser) -> None:
     add("--variant", choices=tuple(VARIANTS), help="where names can't tell: vgg11_lrn")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
     add("--sha256", help="what the file's must be")
-    add("--features-only", action="store_true", help="without the FC layers")
-    add("--num-classes", type=int, help="other than the file's: fc8 starts anew")
 
 
 _WEIGHTS = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
 
 
-def _load(options: argparse.Namespace, weights: str) -> Any:
+def _load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
     net = vgg_flax.load(
         weights,
         options.step,
         variant=options.variant,
-        include_top=not options.features_only,
-        num_classes=options.num_classes,
         preprocessing=options.preprocessing,
         sha256=options.sha256,
+        **partly,
     )
     said = f"loaded {net.variant} from {net.source}, sha256 {net.sha256}"
     print(said, file=sys.stderr)
@@ -330,6 +327,12 @@ def _add_convert(commands: Any) -> None:
     command.add_argument("weights", metavar="SRC", help=_WEIGHTS)
     command.add_argument("dst", metavar="DST", help="what to write; must not exist")
     command.add_argument("--format", choices=("torchvision", "timm", "keras"))
+    command.add_argument(
+        "--features-only", action="store_true", help="leave the FC layers out"
+    )
+    command.add_argument(
+        "--num-classes", type=int, help="other than the file's: fc8 starts anew"
+    )
     _add_fold_option(command)
     _add_weights_options(command)
     command.set_defaults(run=_convert)
@@ -338,7 +341,9 @@ def _add_convert(commands: Any) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from vgg_flax import conversion
 
-    net = _folded(options, _load(options, options.weights))
+    partly = {"include_top": not options.features_only}
+    partly |= {"num_classes": options.num_classes}
+    net = _folded(options, _load(options, options.weights, **partly))
     what = conversion.convert(net, options.dst, options.format)
     print(f"wrote {options.dst}: {what}")
 

@@ -145,7 +145,7 @@ class Config:
     eval_every_epochs: float = 1.0
     log_every_steps: int = 100
     checkpoint_every_steps: int = 5000  # besides the one at every evaluation
-    step_timeout_seconds: float = 900.0  # with several processes: then all end
+    step_timeout_seconds: float = 900.0  # of several processes, compiling included
     keep_checkpoints: int = 3  # the newest ones; the best is kept besides
     init_from: str = ""  # a run directory whose params a new run starts from
     init_layers: tuple[str, ...] = ()  # only these; empty: all of them

@@ -162,17 +162,18 @@ class Watchdog:
     collective. Alone, a process waits for nobody, and may be suspended at will.
     """
 
-    def __init__(self, seconds: float):
-        self._seconds = seconds if jax.process_count() > 1 else 0.0
+    def __init__(self, seconds: float | None):
+        """Watches from the first step's end on; None: not at all."""
+        self._seconds = seconds
 
     def step_ended(self) -> None:
         """Grants the next step its time; past it: all threads' tracebacks, exit 1."""
-        if self._seconds:
+        if self._seconds is not None:
             faulthandler.dump_traceback_later(self._seconds, exit=True)
 
     def rest(self) -> None:
         """No step is due."""
-        if self._seconds:
+        if self._seconds is not None:
             faulthandler.cancel_dump_traceback_later()
 
 

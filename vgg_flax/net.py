@@ -117,8 +117,7 @@ def load(
         return _load_checkpoint(epath.Path(path_or_name), step, dtype, sha256)
     if step != "last":
         raise WeightsError(f"{path_or_name} is a file and has no steps; step={step!r}")
-    path = fetch.fetch(str(path_or_name), sha256=sha256)
-    container = containers.read(path)
+    container = containers.read(fetch.fetch(str(path_or_name), sha256=sha256))
     found = mapping.to_weights(
         container.tensors,
         sha256=container.sha256,
@@ -129,21 +128,7 @@ def load(
         preprocessing=preprocessing,
         dtype=dtype,
     )
-    told = metadata.read(container.metadata)
-    class_names = told.class_names if told else ()
-    classes = 0 if found.model.head == "none" else found.model.num_classes
-    if len(class_names) != classes:
-        class_names = imagenet.synsets() if classes == 1000 else ()
-    return Net(
-        variables=found.variables,
-        model=found.model,
-        variant=found.model.variant,
-        preprocessing=found.preprocessing,
-        class_names=class_names,
-        train_scale=told.train_scale if told else None,
-        source=str(path_or_name),
-        sha256=container.sha256,
-    )
+    return _of_file(str(path_or_name), container, found)
 
 
 def meta_of(net: Net) -> dict[str, Any]:
@@ -157,6 +142,27 @@ def meta_of(net: Net) -> dict[str, Any]:
         "source": net.source,
         "source_sha256": net.sha256,
     }
+
+
+def _of_file(
+    source: str, container: containers.Container, found: mapping.Weights
+) -> Net:
+    """The net of a file, with the names of its classes where they are known."""
+    told = metadata.read(container.metadata)
+    class_names = told.class_names if told else ()
+    classes = 0 if found.model.head == "none" else found.model.num_classes
+    if len(class_names) != classes:
+        class_names = imagenet.synsets() if classes == 1000 else ()
+    return Net(
+        variables=found.variables,
+        model=found.model,
+        variant=found.model.variant,
+        preprocessing=found.preprocessing,
+        class_names=class_names,
+        train_scale=told.train_scale if told else None,
+        source=source,
+        sha256=container.sha256,
+    )
 
 
 def _load_checkpoint(

@@ -89,6 +89,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
             run.train()
             return run.test()
         finally:
+            run.watchdog.rest()  # the caller may go on with something else
             run.log.close()
 
 
@@ -145,7 +146,10 @@ class _Run:
     ) -> None:
         """Restores or makes the state, compiles the steps, and says what is coming."""
         self.checkpoints, self.signals = checkpoints, signals
-        self.watchdog = distributed.Watchdog(self.config.step_timeout_seconds)
+        seconds = self.config.step_timeout_seconds
+        self.watchdog = distributed.Watchdog(
+            seconds if self.shard.processes > 1 else None
+        )
         saved = checkpoints.read_newest()
         if saved is not None:
             _check_same(saved, self.config)
@@ -206,7 +210,6 @@ class _Run:
                 self._stop(received)
             if self.step == self.plan.total_steps:
                 break
-        self.watchdog.rest()
 
     def test(self) -> dict[str, Any]:
         """The test record of the last step, measured unless it is there already."""

@@ -20,6 +20,8 @@ from vgg_flax.weights import metadata as metadata_lib
 from vgg_flax.weights.layouts import Layout, Slot
 from vgg_flax.weights.recognition import Match, Tensors
 
+_WITHOUT_TOP = "include_top=False (convert --features-only)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -52,7 +54,8 @@ def to_weights(
       include_top: False: without FC layers, `head="none"`.
       num_classes: other than the file's: fc8 starts anew, with its initialiser.
       preprocessing: a key of `layouts.PIXELS`, instead of what the file tells.
-      dtype: of the params and the computation; None: float32.
+      dtype: of the params and the computation; None: float32, or what our own
+        metadata says.
 
     Raises:
       WeightsError: listing every missing, unexpected, misshapen and non-finite
@@ -83,7 +86,10 @@ def to_weights(
     if is_new:
         net = net.clone(num_classes=num_classes)
         turned = {p: a for p, a in turned.items() if not p.startswith("params/fc8/")}
-    shapes, out_dtype = metadata_lib.leaf_shapes(net), jnp.dtype(dtype or "float32")
+    shapes, out_dtype = (
+        metadata_lib.leaf_shapes(net),
+        jnp.dtype(dtype or net.param_dtype),
+    )
     kept = [(slot, chosen[slot.foreign]) for slot in wanted if slot.path in turned]
     _check_arrays(match, tensors, kept, turned, shapes, out_dtype)
     if pixels.bgr:
@@ -294,9 +300,9 @@ def _likely_cause(match: Match, tensors: Tensors, problems: list[str]) -> str:
     tops = {slot.foreign for slot in recognition.top_slots(match)}
     missing = {p.removesuffix(": missing") for p in problems if p.endswith(": missing")}
     if missing and missing <= tops and not match.has_top:
-        return "The file holds the convolutions only: use include_top=False"
+        return f"The file holds the convolutions only: use {_WITHOUT_TOP}"
     if recognition.top_is_nan(match, tensors):
-        return "Its FC layers are NaN, a features-only file: use include_top=False"
+        return f"Its FC layers are NaN, a features-only file: use {_WITHOUT_TOP}"
     said = recognition.recognise(tensors)
     if said.variant != match.variant:
         return f"By its names the file is a {said.variant}"
