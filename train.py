@@ -6,13 +6,11 @@ line explains; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving.
 """
 
 import pathlib
-import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from vgg_flax import config, distributed, trainer
+from vgg_flax import config, distributed, recipe, trainer
 
 _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
@@ -20,29 +18,15 @@ _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 def main(_: list[str]) -> None:
     """Runs the config of the flags in the workdir of the flags."""
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell each step they take
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    path, settings = recipe.of_flags()
     workdir = flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}"
-    settings = flags.FLAGS.config
-    if not isinstance(settings, config.Config):
-        raise config.ConfigError(
-            f"--config={path} is not a recipe; expected a Python file whose "
-            "get_config() returns a vgg_flax.config.Config"
-        )
     distributed.initialize(flags.FLAGS.distributed)
     trainer.train_and_evaluate(settings, workdir)
 
 
 def _define_flags() -> None:
-    for argument in sys.argv[1:]:
-        match = re.match(r"--?config\.([\w.]+)", argument)
-        if match and match[1] not in config.flatten(config.Config()):
-            raise config.unknown_key(match[1])
-        match = re.match(r"--?config=(.*)", argument)
-        if match and not pathlib.Path(match[1]).is_file():
-            raise config.ConfigError(f"--config={match[1]}: there is no such file")
-    config_flags.DEFINE_config_file(
-        "config", _DEFAULT, "a recipe: a Python file with get_config()"
-    )
+    recipe.check_names(sys.argv[1:])
+    recipe.define_flag(_DEFAULT)
     flags.DEFINE_string(
         "workdir", None, "where the run lives; default: runs/NAME_OF_THE_CONFIG"
     )

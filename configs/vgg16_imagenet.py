@@ -37,4 +37,5 @@ def get_config() -> config.Config:
             decay_epochs=(30.0, 60.0),
         ),
         num_epochs=90.0,
+        shard_fc=True,
     )

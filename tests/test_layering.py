@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
-    {"config", "model", "metrics"},
+    {"config", "model", "metrics", "hlo", "chips"},
     {
         "preprocess",
         "optimizer",
@@ -18,14 +18,15 @@ FLOORS = (
         "report",
         "paper",
         "journal",
+        "recipe",
     }
     | {"imagenet", "description"},
     {"dataset", "train_step", "progress", "weights", "protocols"},
     {"evaluation", "checkpoint", "label_sets"},
     {"trainer", "net"},
     {"heatmap", "folding", "export", "conversion", "posteriors"},
-    {"prediction", "experiments"},
-    {"scoring"},
+    {"prediction", "experiments", "aot"},
+    {"scoring", "roofline"},
     {"cli"},
 )
 OWNERS = {  # top-level package -> the only modules that import it

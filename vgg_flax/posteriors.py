@@ -6,9 +6,8 @@ a full batch; an image is done when all of its views are.
 
 import collections
 import dataclasses
-import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,9 @@ import numpy as np
 
 from vgg_flax import parallel, protocols
 from vgg_flax.config import VGGFlaxError
+from vgg_flax.model import VGG
 from vgg_flax.net import Net
+from vgg_flax.preprocess import Preprocessing
 from vgg_flax.protocols import Views
 
 Cell = tuple[int, Views]  # which net, and what it sees
@@ -168,18 +169,26 @@ class Posteriors:
                     yield job.tag, job.log_posteriors
 
     def _make_step(self, net: Net) -> Any:
-        step = functools.partial(_log_posteriors, net, self._settings.classes)
+        step = make_step(net.model, net.preprocessing, self._settings.classes)
         return parallel.pmap_step(step, donate_state=False, devices=self._devices)
 
 
-def _log_posteriors(
-    net: Net, classes: tuple[int, ...] | None, variables: Any, batch: Any
-) -> jax.Array:
-    """One replica's part: uint8 `image` and `size` -> log softmax, of all replicas."""
-    images = net.preprocessing.normalize(batch["image"], dtype=net.model.param_dtype)
-    logits: Any = net.model.apply(variables, images, sizes=batch.get("size"))
-    if classes is not None:
-        logits = logits[:, np.asarray(classes)]
-    return jax.lax.all_gather(
-        jax.nn.log_softmax(logits), parallel.AXIS_NAME, tiled=True
-    )
+def make_step(
+    model: VGG, preprocessing: Preprocessing, classes: tuple[int, ...] | None = None
+) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+    """`step(variables, batch) -> log posteriors` of all replicas, for one replica.
+
+    `batch` holds uint8 `image` `[B, h, w, channels]` and, where images are padded,
+    their `size` `[B, 2]`; `classes` as in `Settings`.
+    """
+
+    def step(variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        images = preprocessing.normalize(batch["image"], dtype=model.param_dtype)
+        logits: Any = model.apply(variables, images, sizes=batch.get("size"))
+        if classes is not None:
+            logits = logits[:, np.asarray(classes)]
+        return jax.lax.all_gather(
+            jax.nn.log_softmax(logits), parallel.AXIS_NAME, tiled=True
+        )
+
+    return step

@@ -5,6 +5,7 @@ They know the mapped axis by its name and nothing of devices; `parallel` maps th
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,13 @@ from vgg_flax import metrics, model, optimizer, parallel, preprocess
 from vgg_flax.config import Config, ConfigError, ModelConfig
 
 Metrics = dict[str, Any]  # of scalar arrays
+
+# Where cut FC kernels travel. A TPU gathers one at a time beside the computation, so
+# each has stages of its own; fc6 has the longest, and is kept for the shortest time.
+_GATHERED_UNDER = {1: "fc8", 2: "fc7", 3: "fc6"}
+# The stages whose backward pass hides the rounds of `FCShards.halve`, and how many of
+# these: the first round moves half of all bytes, the second a quarter, ...
+_REDUCED_UNDER = (((5, 4), 1), ((3,), 1), ((2,), 2), ((1,), 99))
 
 
 class TrainState(struct.PyTreeNode):
@@ -44,6 +52,7 @@ def make_model(config: ModelConfig) -> model.VGG:
     """
     fields = dataclasses.asdict(config)
     across = fields.pop("batch_norm_across_replicas")
+    fields.pop("remat")  # the training step's matter
     try:
         fields["variant"] = model.variant_name(config.variant)
     except ValueError as error:
@@ -71,14 +80,28 @@ def init_state(config: Config) -> TrainState:
     )
 
 
+def make_shards(
+    config: Config, replicas: int, devices: parallel.Devices | None = None
+) -> parallel.FCShards:
+    """How `config` cuts the FC kernels over `replicas`."""
+    if not config.shard_fc or replicas == 1:
+        return parallel.UNCUT
+    params = jax.eval_shape(lambda: init_state(config)).params
+    shapes = {k: v["kernel"].shape for k, v in params.items() if k.startswith("fc")}
+    return parallel.FCShards(shapes, replicas, jnp.dtype(config.model.dtype), devices)
+
+
 def make_train_step(
-    config: Config, schedule: optax.Schedule
+    config: Config,
+    schedule: optax.Schedule,
+    shards: parallel.FCShards = parallel.UNCUT,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The update for one replica's part of the global batch.
 
     Args:
       config: the run.
       schedule: step -> learning rate, before the plateau's factor.
+      shards: how the state's FC kernels are cut.
 
     Returns:
       `train_step(state, batch) -> (state, metrics)`. `batch` is what
@@ -86,38 +109,21 @@ def make_train_step(
       `loss` (cross entropy alone), `top1`, `top5`, `count`, and the scalars
       `learning_rate`, `gradient_norm` and `parameter_norm` (of the new params).
     """
-    net = make_model(config.model)
-    preprocessing = preprocess.Preprocessing.of(config.data)
     transformation = optimizer.make_optimizer(config.optimizer)
     pieces = config.optimizer.accumulation_steps
-
-    def loss_fn(
-        params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        images = preprocessing.normalize(
-            batch["image"], batch.get("color_shift"), net.param_dtype
-        )
-        logits, updates = net.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            example_index=batch["index"],
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        sums = metrics.sums(logits, batch["label"], batch["mask"])
-        return sums["loss"], (updates.get("batch_stats", {}), sums)
-
-    grad_fn = jax.grad(loss_fn, has_aux=True)
+    grad_fn = _make_grad_fn(config, shards)
 
     def train_step(
         state: TrainState, batch: dict[str, jax.Array]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         run = functools.partial(grad_fn, state.params, key=key)
-        batch_stats, grads, sums = _accumulate(run, state.batch_stats, batch, pieces)
+        batch_stats, (grads, own), sums = _accumulate(
+            run, state.batch_stats, batch, pieces
+        )
         # Sums over replicas, divided once: masked examples weigh nothing anywhere.
         grads, sums = jax.lax.psum((grads, sums), parallel.AXIS_NAME)
+        grads |= {k: {**grads[k], "kernel": kernel} for k, kernel in own.items()}
         count = jnp.maximum(sums["count"], 1)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         batch_stats = jax.lax.pmean(batch_stats, parallel.AXIS_NAME)
@@ -142,15 +148,91 @@ def make_train_step(
         return new_state, {
             **sums,
             "learning_rate": learning_rate,
-            "gradient_norm": optax.tree.norm(grads),
-            "parameter_norm": optax.tree.norm(params),
+            "gradient_norm": shards.norm(grads),
+            "parameter_norm": shards.norm(params),
         }
 
     return train_step
 
 
+def _make_grad_fn(config: Config, shards: parallel.FCShards) -> Callable[..., Any]:
+    """`grad_fn(params, batch_stats, batch, key) -> (grads, own), (batch_stats, sums)`.
+
+    Back-propagation by hand, part by part of the net, because two things happen between
+    the parts: with `config.model.remat` a stage's activations are computed again
+    when its turn comes, and the gradients of FC kernels, which are ready first, are
+    reduced over the replicas (`own`) while the convolutions are busy.
+    """
+    net = make_model(config.model)
+    preprocessing = preprocess.Preprocessing.of(config.data)
+
+    def grad_fn(
+        params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> Any:
+        # Keeps the compiler from putting off a stage, or what is to travel under it.
+        hold = jax.lax.optimization_barrier if shards.shapes else lambda x: x
+
+        def run(part: int, params: Any, x: jax.Array) -> Any:
+            return net.apply(
+                {"params": params, "batch_stats": _part(batch_stats, part)},
+                x,
+                (part,),
+                train=True,
+                example_index=batch["index"],
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+                method="walk",
+            )
+
+        def head(params: Any, x: jax.Array) -> Any:
+            logits = run(model.PARTS[-1], params, x)[0].mean(axis=(1, 2))
+            sums = metrics.sums(logits, batch["label"], batch["mask"])
+            return sums["loss"], sums
+
+        x = preprocessing.normalize(
+            batch["image"], batch.get("color_shift"), net.param_dtype
+        )
+        rows, kernels = shards.rows(params), {}
+        pullbacks, updates = {}, {}
+        for stage in model.STAGES:
+            layer = _GATHERED_UNDER.get(stage)
+            if layer in rows:
+                x, mine, kernels = hold((x, rows[layer], kernels))
+                kernels[layer] = shards.gather(layer, mine)
+            fn = functools.partial(run, stage)
+            fn = jax.checkpoint(fn) if config.model.remat else fn
+            x, pullbacks[stage], update = jax.vjp(
+                fn, _part(params, stage), x, has_aux=True
+            )
+            updates |= update.get("batch_stats", {})
+        whole = parallel.replace_kernels(_part(params, model.PARTS[-1]), kernels)
+        _, pullback, sums = jax.vjp(head, whole, x, has_aux=True)
+        grads, g = pullback(jnp.ones((), net.param_dtype))
+        pending = shards.cut(grads)
+        rounds = iter(range(shards.rounds))
+        g, pending = hold((g, pending))
+        for stages, count in _REDUCED_UNDER:
+            for number in itertools.islice(rounds, count):
+                pending = shards.halve(number, pending)
+            for stage in stages:
+                of_stage, g = pullbacks[stage](g)
+                g, of_stage = hold((g, of_stage))
+                grads |= of_stage
+            g, pending = hold((g, pending))
+        own = shards.own(pending)
+        for layer in own:
+            grads[layer] = {k: v for k, v in grads[layer].items() if k != "kernel"}
+        return (grads, own), (updates, sums)
+
+    return grad_fn
+
+
+def _part(params: Any, part: int) -> Any:
+    return {k: v for k, v in params.items() if model.part_of(k) == part}
+
+
 def make_eval_step(
-    config: Config,
+    config: Config, shards: parallel.FCShards = parallel.UNCUT
 ) -> Callable[[dict[str, Any], dict[str, jax.Array]], Metrics]:
     """`eval_step(variables, batch) -> sums` over the global batch's unmasked examples.
 
@@ -164,7 +246,8 @@ def make_eval_step(
     def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array]) -> Metrics:
         with jax.default_matmul_precision(precision):
             images = preprocessing.normalize(batch["image"], dtype=net.param_dtype)
-            logits: Any = net.apply(variables, images)
+            params = shards.whole(variables["params"])
+            logits: Any = net.apply({**variables, "params": params}, images)
         sums = metrics.sums(logits, batch["label"], batch["mask"])
         return jax.lax.psum(sums, parallel.AXIS_NAME)
 

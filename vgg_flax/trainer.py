@@ -121,6 +121,7 @@ class _Run:
             )
         self.plan = Plan.of(config, len(self.train_split))
         self.abstract_state = jax.eval_shape(lambda: train_step.init_state(config))
+        self.shards = train_step.make_shards(config, jax.device_count())
         self.state: Any = None
         self.step = 0
         self.evaluated = True  # whether the evaluation due at `step` was made
@@ -164,7 +165,7 @@ class _Run:
             self.state = jax.jit(lambda: train_step.init_state(self.config))()
             if self.config.init_from:
                 self.state = _init_from(self.config, self.state)
-        self.state = parallel.replicate(self.state)
+        self.state = self.shards.place(self.state)
         self.log = progress.Log(
             self.workdir,
             start_step=self.step,
@@ -230,7 +231,9 @@ class _Run:
             config.optimizer, plan.steps_per_epoch, plan.total_steps
         )
         mapped = parallel.pmap_step(
-            train_step.make_train_step(config, schedule), donate_state=True
+            train_step.make_train_step(config, schedule, self.shards),
+            donate_state=True,
+            state_axes=self.shards.axes(self.abstract_state),
         )
         start = time.perf_counter()
         shapes = dataset.train_batch_shapes(config.data, self.shard)
@@ -264,12 +267,14 @@ class _Run:
             "train_scale": data.train_scale if data.train_view == "paper" else None,
             "evaluated": self.evaluated,
         }
-        self.checkpoints.save(self.step, self.state, meta, top1)
+        self.checkpoints.save(self.step, self.shards.fetch(self.state), meta, top1)
 
     def _evaluate(self, name: str, split: dataset.Split) -> dict[str, Any]:
         if self._eval_step is None:
             mapped = parallel.pmap_step(
-                train_step.make_eval_step(self.config), donate_state=False
+                train_step.make_eval_step(self.config, self.shards),
+                donate_state=False,
+                state_axes=self.shards.axes(self.abstract_state.variables),
             )
             shapes = dataset.eval_batch_shapes(self.config.data, self.shard)
             self._eval_step = parallel.compile_step(

@@ -1,0 +1,83 @@
+"""What is read from a scheduled program, on one small enough to count by hand."""
+
+import pytest
+
+from vgg_flax import hlo
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true, entry_computation_layout={...}
+
+%gather_begin (p: bf16[4,8]) -> (bf16[4,8], bf16[16,8], u32[]) {
+  %p = bf16[4,8]{1,0} parameter(0)
+  %all-gather.1 = bf16[16,8]{1,0} all-gather(%p), dimensions={0}, \
+frontend_attributes={chain_id="7"}, metadata={op_name="jit(step)/all_gather"}
+  ROOT %c = (bf16[4,8], bf16[16,8], u32[]) custom-call(%all-gather.1)
+}
+
+%gather_end (q: bf16[16,8]) -> bf16[16,8] {
+  %q = bf16[16,8]{1,0} parameter(0)
+  %all-gather.2 = bf16[16,8]{1,0} all-gather(%q), \
+frontend_attributes={chain_id="7"}
+  ROOT %d = bf16[16,8]{1,0} custom-call(%all-gather.2)
+}
+
+%multiply (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  ROOT %e = f32[8,8]{1,0} convolution(%a, %a), dim_labels=bf_io->bf
+}
+
+%body (s: (f32[8,8])) -> (f32[8,8]) {
+  %s = (f32[8,8]{1,0}) parameter(0)
+  %g = f32[8,8]{1,0} get-tuple-element(%s), index=0
+  %all-reduce.5 = f32[8,8]{1,0} all-reduce(%g), to_apply=%add
+  ROOT %t = (f32[8,8]{1,0}) tuple(%all-reduce.5)
+}
+
+ENTRY %main (x: f32[8,8], y: bf16[4,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  %y = bf16[4,8]{1,0} parameter(1)
+  %async-collective-start = (bf16[4,8], bf16[16,8], u32[]) fusion(%y), \
+kind=kCustom, calls=%gather_begin
+  %collective-permute-start = (f32[8,8]{1,0}, f32[8,8]{1,0}, u32[]) \
+collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  %mult = f32[8,8]{1,0:T(8,128)} fusion(%x), kind=kOutput, calls=%multiply, \
+backend_config={"window_config":{"estimated_cycles":"900"}}
+  %collective-permute-done = f32[8,8]{1,0} \
+collective-permute-done(%collective-permute-start)
+  %plus = f32[8,8]{1,0} add(%mult, %x), backend_config={"estimated_cycles":"30"}
+  %step = bf16[16,8]{1,0} get-tuple-element(%async-collective-start), index=1
+  %async-collective-done = bf16[16,8]{1,0} fusion(%step), calls=%gather_end
+  %tuple = (f32[8,8]{1,0}) tuple(%plus)
+  %loop = (f32[8,8]{1,0}) while(%tuple), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %all-reduce = (f32[8,8]{1,0}, f32[]) all-reduce(%plus, %zero), to_apply=%add
+}
+"""
+
+
+def test_exchanges_and_what_runs_meanwhile() -> None:
+    gather, permute, looped, reduced = hlo.collectives(PROGRAM)
+    assert (gather.kind, gather.bytes) == ("all-gather", 16 * 8 * 2)
+    assert gather.meanwhile is not None
+    names = [operation.name for operation in gather.meanwhile]
+    assert names[0] == "collective-permute-start" and names[-1] == "step"
+    assert sum(operation.cycles for operation in gather.meanwhile) == 930
+    assert gather.source == "jit(step)/all_gather"
+    assert (permute.kind, permute.bytes) == ("collective-permute", 8 * 8 * 4)
+    assert permute.pairs == ((0, 1), (1, 0))
+    assert [o.name for o in permute.meanwhile or ()] == ["mult"]
+    assert (looped.kind, looped.times, looped.meanwhile) == ("all-reduce", 3, None)
+    assert reduced.bytes == 8 * 8 * 4 + 4  # all that a combined reduction returns
+    assert reduced.meanwhile is None and reduced.times == 1
+
+
+def test_operations_say_what_they_cost() -> None:
+    found = {operation.name: operation for operation in hlo.operations(PROGRAM)}
+    assert found["mult"].matrix and not found["plus"].matrix
+    assert found["plus"].touched_bytes == 3 * 8 * 8 * 4
+    assert found["mult"].cycles == 900
+
+
+def test_an_unscheduled_program_is_refused() -> None:
+    with pytest.raises(ValueError, match="not scheduled"):
+        hlo.collectives(PROGRAM.replace("is_scheduled=true", ""))
