@@ -34,9 +34,14 @@ def devices_of(topology: str) -> list[Any]:
       ConfigError: no such slice.
       VGGFlaxError: libtpu is not installed.
     """
-    # Settings of libtpu: don't ask a TPU machine's metadata, don't claim its chips.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    # libtpu: ask no TPU machine what it is, claim no chips, complain of neither.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "true"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ):
+        os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 

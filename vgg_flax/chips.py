@@ -27,6 +27,11 @@ class Chip:
     link_bandwidth: float
     smallest_ring: int
 
+    @property
+    def clock(self) -> float:
+        """Cycles a second, as the published peak implies."""
+        return self.peak_flops / self.flops_per_cycle
+
 
 _GIB = 2**30
 CHIPS = {  # by JAX's device_kind
