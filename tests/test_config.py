@@ -61,6 +61,7 @@ RUN_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
     "num_steps": (7, {}),
     "eval_every_epochs": (0.5, {}),
     "checkpoint_every_steps": (7, {}),
+    "remat": (True, {}),
 }
 COLOR = {
     "model__in_channels": 3,
@@ -100,6 +101,7 @@ IN_TEST_TRAINER = {
 }
 IN_TEST_DATASET = {"data.cache"}
 IN_TEST_PROCESSES = {"step_timeout_seconds"}
+IN_TEST_SHARDS = {"shard_fc"}
 READ_OPTIONS = {"data.num_threads", "data.prefetch"}
 
 
@@ -153,6 +155,7 @@ def test_every_field_is_probed_somewhere() -> None:
         *IN_TEST_TRAINER,
         *IN_TEST_DATASET,
         *IN_TEST_PROCESSES,
+        *IN_TEST_SHARDS,
         *READ_OPTIONS,
         "model.in_channels",  # the next test
     }

@@ -72,7 +72,7 @@ def test_cutting_changes_nothing_with_micro_batches_and_remat(
     recipe = changed(recipe, optimizer__accumulation_steps=2)
     with jax.enable_x64(True):
         whole = train(recipe, 4)
-        cut = train(changed(recipe, shard_fc=True, model__remat=True), 4)
+        cut = train(changed(recipe, shard_fc=True, remat=True), 4)
     assert_close(whole, cut)
 
 

@@ -248,7 +248,7 @@ def _shortage(program: Program, error: str) -> str:
         f"{program.config.model.variant}, program {program.name}, does not fit into a "
         f"{program.chip.name} chip with {program.per_chip_batch} images a chip: "
         f"{said}; use fewer images (--per-chip-batch, --find-batch), shard_fc, "
-        "model.remat or accumulation_steps"
+        "remat or accumulation_steps"
     )
 
 

@@ -46,7 +46,7 @@ FREE_ON_RESUME = (
     "data.num_threads",
     "data.prefetch",
     "data.on_bad_image",
-    "model.remat",
+    "remat",
     "shard_fc",
     "log_every_steps",
     "checkpoint_every_steps",
@@ -83,7 +83,6 @@ class ModelConfig:
     conv_bias: bool = True
     pooling: str = "max"
     batch_norm_across_replicas: bool = False
-    remat: bool = False  # stages compute their activations twice, to save memory
 
 
 @dataclasses.dataclass
@@ -149,6 +148,7 @@ class Config:
     log_every_steps: int = 100
     checkpoint_every_steps: int = 5000  # besides the one at every evaluation
     step_timeout_seconds: float = 900.0  # of several processes, compiling included
+    remat: bool = False  # stages compute their activations twice, to save memory
     shard_fc: bool = False  # FC kernels cut over the replicas: parallel.FCShards
     keep_checkpoints: int = 3  # the newest ones; the best is kept besides
     init_from: str = ""  # a run directory whose params a new run starts from

@@ -37,7 +37,7 @@ def report(program: Program) -> dict[str, Any]:
         "variant": config.model.variant,
         "dtype": config.model.dtype,
         "shard_fc": config.shard_fc,
-        "remat": config.model.remat,
+        "remat": config.remat,
         "accumulation_steps": config.optimizer.accumulation_steps,
         "chip": chip.name,
         "chips": len(program.devices),

@@ -52,7 +52,6 @@ def make_model(config: ModelConfig) -> model.VGG:
     """
     fields = dataclasses.asdict(config)
     across = fields.pop("batch_norm_across_replicas")
-    fields.pop("remat")  # the training step's matter
     try:
         fields["variant"] = model.variant_name(config.variant)
     except ValueError as error:
@@ -159,7 +158,7 @@ def _make_grad_fn(config: Config, shards: parallel.FCShards) -> Callable[..., An
     """`grad_fn(params, batch_stats, batch, key) -> (grads, own), (batch_stats, sums)`.
 
     Back-propagation by hand, part by part of the net, because two things happen between
-    the parts: with `config.model.remat` a stage's activations are computed again
+    the parts: with `config.remat` a stage's activations are computed again
     when its turn comes, and the gradients of FC kernels, which are ready first, are
     reduced over the replicas (`own`) while the convolutions are busy.
     """
@@ -200,7 +199,7 @@ def _make_grad_fn(config: Config, shards: parallel.FCShards) -> Callable[..., An
                 x, mine, kernels = hold((x, rows[layer], kernels))
                 kernels[layer] = shards.gather(layer, mine)
             fn = functools.partial(run, stage)
-            fn = jax.checkpoint(fn) if config.model.remat else fn
+            fn = jax.checkpoint(fn) if config.remat else fn
             x, pullbacks[stage], update = jax.vjp(
                 fn, _part(params, stage), x, has_aux=True
             )
