@@ -1,7 +1,7 @@
 """Breaks training runs in the ways that machines break them, and tells what came of it.
 
-python -m tests.faults [--kills 20] [--terms 20] [--flips 20] [--others 3] [--seed 0]
-    [--jobs 2] [--workdir DIR]
+python -m tests.faults [FAULT ...] [--kills 20] [--terms 20] [--flips 20] [--others 3]
+    [--seed 0] [--jobs 2] [--workdir DIR]
 
 Real processes, signals and files. Prints a table, and exits with 1 if any run ended in
 another way than it promises to; the seed and `outcomes.json` in the workdir say which.
@@ -53,9 +53,8 @@ def main() -> int:
         for future in tqdm.tqdm(done, total=len(struck), unit="fault"):
             outcome = future.result()
             outcomes.append(outcome)
-            tqdm.tqdm.write(
-                f"{outcome.fault} at {outcome.moment}: {outcome.ended}; {outcome.result}"
-            )
+            said = f"{outcome.fault} at {outcome.moment}: {outcome.ended}"
+            tqdm.tqdm.write(f"{said}; {outcome.result}")
     texts = [dataclasses.asdict(outcome) for outcome in outcomes]
     (folder / "outcomes.json").write_text(json.dumps(texts, indent=1))
     print(_table(outcomes))
@@ -65,10 +64,9 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     add = parser.add_argument
+    add("faults", nargs="*", metavar="FAULT", help=f"only these of {[*faults.FAULTS]}")
     add("--kills", type=int, default=20, help="runs killed with kill -9")
-    add(
-        "--terms", type=int, default=20, help="SIGTERMs, 2 of 5 to one of two processes"
-    )
+    add("--terms", type=int, default=20, help="SIGTERMs; 2 in 5 to one of two")
     add("--flips", type=int, default=20, help="bits flipped in newest checkpoints")
     add("--others", type=int, default=3, help="of each other fault")
     add("--seed", type=int, default=0, help="of all that is random")
@@ -79,12 +77,13 @@ def _parse() -> argparse.Namespace:
 
 def _counts(arguments: argparse.Namespace) -> dict[str, int]:
     of_two = arguments.terms * 2 // 5
-    return dict.fromkeys(faults.FAULTS, arguments.others) | {
+    counts = dict.fromkeys(faults.FAULTS, arguments.others) | {
         "kill -9": arguments.kills,
         "SIGTERM": arguments.terms - of_two,
         "SIGTERM to one of two": of_two,
         "a flipped bit": arguments.flips,
     }
+    return {name: counts[name] for name in arguments.faults or counts}
 
 
 def _table(outcomes: list[faults.Outcome]) -> str:
