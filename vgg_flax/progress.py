@@ -151,12 +151,13 @@ class _Board:
         from tensorboardX import record_writer, summary
         from tensorboardX.proto import event_pb2
 
-        self._event, self._scalar = event_pb2.Event, summary.scalar
+        proto: Any = event_pb2  # its names are made at run time
+        self._event, self._scalar = proto.Event, summary.scalar
         record_writer.directory_check(str(folder))
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._file = record_writer.RecordWriter(str(folder / name))
         self.flush, self.close = self._file.flush, self._file.close
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = proto.SessionLog(status=proto.SessionLog.START)
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=start)
 
