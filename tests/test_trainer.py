@@ -5,19 +5,16 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
-import time
 
 import PIL.Image
 import pytest
 from conftest import changed
 
 import vgg_flax
+from tests import processes
+from tests.processes import crcs, finish, finished_steps
 from vgg_flax import checkpoint, progress, trainer
 from vgg_flax import config as config_lib
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 # 20 steps with all that a resume must carry on: dropout, BatchNorm across replicas,
 # augmentation, the plateau rule (evaluated every 4 steps), gradient accumulation.
@@ -36,49 +33,18 @@ TINY = [
 ]
 
 
-def start(workdir: pathlib.Path, digits_dir: str, *flags: str) -> subprocess.Popen[str]:
+def start(workdir: pathlib.Path, digits_dir: str, *flags: str) -> processes.Process:
     """`python train.py` on two CPU devices."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            f"--workdir={workdir}",
-            f"--config.data.data_dir={digits_dir}",
-            *TINY,
-            *flags,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
-    )
+    data = f"--config.data.data_dir={digits_dir}"
+    return processes.start(workdir, [[data, *TINY, *flags]])[0]
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
-
-
-def crcs(workdir: pathlib.Path, step: int) -> dict[str, int]:
-    """The crc32 of every leaf of the state, as read back."""
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep=100) as checkpoints:
-        leaves = checkpoints.read(step).meta["leaves"]
-    return {path: leaf["crc32"] for path, leaf in leaves.items()}
-
-
-def finished_steps(workdir: pathlib.Path) -> list[int]:
-    names = [p.name for p in (workdir / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def wait_for_step(workdir: pathlib.Path, step: int) -> None:
+def wait_for_step(process: processes.Process, workdir: pathlib.Path, step: int) -> None:
     """Returns when a checkpoint of at least `step` is finished."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if any(found >= step for found in finished_steps(workdir)):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint of step {step} in {workdir}")
+    processes.wait_for(
+        [process],
+        lambda: any(found >= step for found in finished_steps(workdir)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,24 +105,6 @@ def test_the_newest_three_checkpoints_and_the_best_are_kept(
     assert set(steps) == {17, 18, 20, best_step}
 
 
-def test_after_kill_9_a_run_resumes_to_the_same_bits(
-    undisturbed: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
-) -> None:
-    process = start(tmp_path, digits_dir)
-    wait_for_step(tmp_path, 9)
-    process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    code, out, err = finish(start(tmp_path, digits_dir))
-    assert code == 0, err
-    assert "resumed at step" in out
-    assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
-    ours, theirs = progress.read_records(tmp_path), progress.read_records(undisturbed)
-    for split in ("validation", "test"):
-        assert [(r["step"], r["loss"]) for r in ours if r["split"] == split] == [
-            (r["step"], r["loss"]) for r in theirs if r["split"] == split
-        ]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_says_how_to_resume(
     number: signal.Signals,
@@ -165,7 +113,7 @@ def test_a_signal_saves_the_step_and_says_how_to_resume(
     tmp_path: pathlib.Path,
 ) -> None:
     process = start(tmp_path, digits_dir)
-    wait_for_step(tmp_path, 3)
+    wait_for_step(process, tmp_path, 3)
     process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number
@@ -224,29 +172,6 @@ def test_a_signal_during_evaluation_loses_nothing(tmp_path: pathlib.Path) -> Non
         records = progress.read_records(workdir)
         steps = [r["step"] for r in records if r["split"] == "validation"]
         assert steps == [3, 6], workdir
-
-
-def test_a_damaged_checkpoint_falls_back_loudly_and_ends_at_the_same_bits(
-    undisturbed: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
-) -> None:
-    process = start(tmp_path, digits_dir)
-    wait_for_step(tmp_path, 12)
-    process.send_signal(signal.SIGTERM)
-    assert finish(process)[0] == 143
-    steps = finished_steps(tmp_path)
-    arrays = [
-        p for p in (tmp_path / f"checkpoints/{steps[-1]}").rglob("*") if p.is_file()
-    ]
-    largest = max(arrays, key=lambda p: p.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
-    code, out, err = finish(start(tmp_path, digits_dir))
-    assert code == 0, err
-    assert f"{steps[-1]} is damaged" in err or f"{steps[-1]} cannot be read" in err
-    assert f"resumed at step {steps[-2]}" in out
-    assert (tmp_path / "damaged" / str(steps[-1])).is_dir()
-    assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
 
 
 def test_changed_settings_stop_a_resume_and_are_listed(
@@ -434,38 +359,6 @@ def test_a_workdir_that_is_a_file_is_named(
         config_lib.ConfigError, match=r"--workdir=.*file.*choose another"
     ):
         trainer.train_and_evaluate(tiny_config, tmp_path / "file")
-
-
-def test_a_full_disk_stops_with_the_earlier_steps_intact(
-    undisturbed: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
-) -> None:
-    # A limit on file size makes every larger write fail as a full disk would; the
-    # smaller files of the first steps get through.
-    code, _, err = finish(
-        subprocess.Popen(
-            [
-                "bash",
-                "-c",
-                'ulimit -f 64; trap "" XFSZ; exec "$@"',
-                "limited",
-                sys.executable,
-                str(ROOT / "train.py"),
-                f"--workdir={tmp_path}",
-                f"--config.data.data_dir={digits_dir}",
-                *TINY,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
-        )
-    )
-    assert code == 1
-    assert "error: cannot save step" in err, err[-2000:]
-    assert "are intact" in err
-    code, _, err = finish(start(tmp_path, digits_dir))
-    assert code == 0, err
-    assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
 
 
 def test_the_plan_counts_examples_not_batches() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization, traverse_util
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vgg_flax.config import VGGFlaxError
@@ -70,7 +71,8 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, the newest and the best kept."""
 
-    def __init__(self, folder: epath.PathLike, keep: int):
+    def __init__(self, folder: epath.PathLike, keep: int, *, read_only: bool = False):
+        """Opens the folder; `read_only`, also while another process saves into it."""
         self._folder = epath.Path(folder)
         self._saving: int | None = None
         policies = [
@@ -85,7 +87,8 @@ class Checkpoints:
                 best_fn=_top1,
                 best_mode="max",
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
+                # A run that is saving has one, and would lose it to its readers.
+                cleanup_tmp_directories=not read_only,
             ),
         )
 
@@ -93,7 +96,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()  # waits for a save under way, and raises its error
+        try:
+            self._manager.close()  # waits for a save under way, and raises its error
+        except (OSError, ValueError) as error:
+            raise self._save_error(self._saving, error) from error
 
     def save(
         self, step: int, state: Any, meta: dict[str, Any], top1: float | None
@@ -121,7 +127,7 @@ class Checkpoints:
         self._saving = step
         try:
             if step in self.steps():  # saved by a signal, and evaluated only now
-                self._manager.delete(step)
+                self._move(step, "replaced")
             self._manager.save(step, args=args, metrics=metrics, force=True)
         except (OSError, ValueError) as error:
             raise self._save_error(step, error) from error
@@ -132,6 +138,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise self._save_error(self._saving, error) from error
+        self._settle_replaced()
 
     def steps(self) -> list[int]:
         """The finished steps, oldest first."""
@@ -149,6 +156,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints, and all of them are damaged.
         """
+        self._settle_replaced()
         damaged = []
         for step in reversed(self.steps()):
             try:
@@ -156,7 +164,7 @@ class Checkpoints:
             except CheckpointError as error:
                 logging.error("%s; falling back to the one before", error)
                 damaged.append(step)
-                self._set_aside(step)
+                self._move(step, "damaged")
         if damaged:
             raise CheckpointError(
                 f"all checkpoints in {self._folder} are damaged: steps {damaged}, now "
@@ -206,20 +214,40 @@ class Checkpoints:
             )
         return Checkpoint(step, leaves, meta)
 
-    def _set_aside(self, step: int) -> None:
+    def _move(self, step: int, name: str) -> None:
+        """Moves a step's folder to the folder `name` beside this one."""
         if jax.process_index() == 0:
-            aside = self._folder.parent / "damaged"
-            aside.mkdir(parents=True, exist_ok=True)
-            target = aside / str(step)
+            target = self._folder.parent / name / str(step)
+            target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 target.rmtree()
             (self._folder / str(step)).rename(target)
+        self._reload()
+
+    def _settle_replaced(self) -> None:
+        """Brings a step back whose second save was cut off; drops it where it wasn't.
+
+        A step is saved twice if a signal came while it was evaluated. Deleting the
+        first before the second is whole would leave neither to a kill in between.
+        """
+        replaced = self._folder.parent / "replaced"
+        if jax.process_index() == 0 and replaced.exists():
+            for step in replaced.iterdir():
+                if not (self._folder / step.name).exists():
+                    step.rename(self._folder / step.name)
+            replaced.rmtree()
+        self._reload()
+
+    def _reload(self) -> None:
+        # Process 0 has moved folders; the others are to see it done.
+        multihost_utils.sync_global_devices("checkpoints moved")
         self._manager.reload()
 
     def _save_error(self, step: int | None, error: Exception) -> CheckpointError:
+        there = [s for s in self.steps() if (self._folder / str(s)).is_dir()]
         return CheckpointError(
             f"cannot save step {step} in {self._folder}: {error}; the earlier steps "
-            f"{self.steps()} are intact: make room or access, then run again to resume"
+            f"{there} are intact: make room or access, then run again to resume"
         )
 
 
@@ -244,7 +272,7 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
             f"{epath.Path(workdir)} has no folder 'checkpoints'; expected the "
             "--workdir of a training run"
         )
-    with Checkpoints(folder_of(workdir), keep=1_000_000) as checkpoints:
+    with Checkpoints(folder_of(workdir), keep=1, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise CheckpointError(f"{folder_of(workdir)} has no finished checkpoint")

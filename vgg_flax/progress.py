@@ -1,9 +1,12 @@
 """What a run tells while it goes on: records, lines, a progress bar, its speed."""
 
+import contextlib
 import json
 import math
+import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +21,10 @@ class NonFiniteError(VGGFlaxError):
     """The loss, the gradients or the params stopped being numbers."""
 
 
+class LogError(VGGFlaxError):
+    """What a run tells cannot be written."""
+
+
 class Log:
     """A run's records: `metrics.jsonl`, TensorBoard files, `curves.png`, and lines.
 
@@ -26,24 +33,37 @@ class Log:
     """
 
     def __init__(
-        self, workdir: epath.Path, *, start_step: int, total_steps: int, active: bool
+        self,
+        workdir: epath.Path,
+        *,
+        start_step: int,
+        evaluated: bool,
+        total_steps: int,
+        active: bool,
     ):
-        """Opens the files; records after `start_step`, of a killed run, are dropped."""
+        """Opens the files, without the records of a killed run that come again.
+
+        Those are all after `start_step`, and that step's own evaluation, if it was not
+        `evaluated` when it was saved.
+        """
         self._workdir, self._active = workdir, active
         self._total_steps, self._start_step = total_steps, start_step
         self._bar = None
         self.records: list[dict[str, Any]] = []
         if not active:
             return
-        import tensorboardX
-
-        self._path = workdir / "metrics.jsonl"
-        self.records = [r for r in read_records(workdir) if r["step"] <= start_step]
-        self._path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
-        self._stream = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        path, rewritten = workdir / "metrics.jsonl", workdir / ".metrics.jsonl"
+        self.records = [
+            record
+            for record in read_records(workdir)
+            if record["step"] < start_step + (evaluated or record["split"] == "train")
+        ]
+        with self._written():
+            # In one stroke: a kill in the middle would lose what was on record.
+            rewritten.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+            rewritten.replace(path)
+            self._stream = path.open("a")
+            self._board = _Board(workdir / "tensorboard", start_step + 1)
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 initial=start_step, total=total_steps, unit="step", dynamic_ncols=True
@@ -68,28 +88,38 @@ class Log:
             return
         record = {**record, "time": round(time.time(), 3)}
         self.records.append(record)
-        self._stream.write(json.dumps(record) + "\n")
-        self._stream.flush()
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name not in ("step", "time"):
-                tag = f"{record['split']}/{name}"
-                self._board.add_scalar(tag, value, record["step"])
+        with self._written():
+            self._stream.write(json.dumps(record) + "\n")
+            self._stream.flush()
+            self._board.add(record)
         if self._bar is None or record["split"] != "train":
             self.say(self._line(record))
 
     def draw(self) -> None:
         """Redraws `curves.png` and lets TensorBoard see what was written."""
         if self._active:
-            report.draw_curves(self.records, self._workdir / "curves.png")
-            self._board.flush()
+            with self._written():
+                report.draw_curves(self.records, self._workdir / "curves.png")
+                self._board.flush()
 
     def close(self) -> None:
         """Closes the files and the bar."""
         if self._bar is not None:
             self._bar.close()
         if self._active:
-            self._stream.close()
-            self._board.close()
+            with self._written(), contextlib.ExitStack() as both:
+                both.callback(self._board.close)
+                both.callback(self._stream.close)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LogError(
+                f"cannot write the records of {self._workdir}: {error}; the finished "
+                "checkpoints are intact: make room or access, then run again to resume"
+            ) from error
 
     def _line(self, record: dict[str, Any]) -> str:
         parts = [
@@ -107,6 +137,40 @@ class Log:
         if record.get("skipped"):
             parts.append(f"{record['skipped']} skipped")
         return "  ".join(parts)
+
+
+class _Board:
+    """TensorBoard's file of events, written by whoever calls.
+
+    tensorboardX's `SummaryWriter` has a thread for it, which dies of a full disk, and
+    the loop then waits for ever for a place in its queue.
+    """
+
+    def __init__(self, folder: epath.Path, purge_step: int):
+        """Opens a new file, which replaces what others say of that step and later."""
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        proto: Any = event_pb2  # its names are made at run time
+        self._event, self._scalar = proto.Event, summary.scalar
+        record_writer.directory_check(str(folder))
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._file = record_writer.RecordWriter(str(folder / name))
+        self.flush, self.close = self._file.flush, self._file.close
+        start = proto.SessionLog(status=proto.SessionLog.START)
+        self._write(file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=start)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Writes the record's numbers, each as SPLIT/NAME."""
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name not in ("step", "time"):
+                scalar = self._scalar(f"{record['split']}/{name}", value)
+                self._write(step=record["step"], summary=scalar)
+
+    def _write(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._file.write(event.SerializeToString())
 
 
 class Meter:

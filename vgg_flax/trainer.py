@@ -169,6 +169,7 @@ class _Run:
         self.log = progress.Log(
             self.workdir,
             start_step=self.step,
+            evaluated=self.evaluated,
             total_steps=self.plan.total_steps,
             active=is_first,
         )
@@ -222,6 +223,7 @@ class _Run:
             record = self._evaluate("test", self.test_split)
             self.log.draw()
         self.checkpoints.wait()
+        self._check_still_there()
         self.log.say(report.result_line(record, self.workdir))
         return record
 
@@ -256,7 +258,20 @@ class _Run:
         self.evaluated = True
         self._save(top1)
 
+    def _check_still_there(self) -> None:
+        """Sees that the workdir is the one that was opened: a save makes missing ones.
+
+        Raises:
+          CheckpointError: it has vanished.
+        """
+        if not (self.workdir / "config.json").exists():
+            raise checkpoint.CheckpointError(
+                f"{self.workdir} has vanished, or its config.json has; bring it back, "
+                "then run again to resume, or start anew"
+            )
+
     def _save(self, top1: float | None) -> None:
+        self._check_still_there()
         data, net = self.config.data, train_step.make_model(self.config.model)
         meta = {
             "config": dataclasses.asdict(self.config),

@@ -1,0 +1,122 @@
+"""Runs of `train.py` as real processes: started, waited for, read back."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vgg_flax import checkpoint
+from vgg_flax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+Process = subprocess.Popen[str]
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code (negative: by that signal), what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def start(
+    workdir: pathlib.Path,
+    arguments: Sequence[Sequence[str]],
+    *,
+    devices: int = 2,
+    environment: Mapping[str, str] | None = None,
+) -> list[Process]:
+    """Starts `python train.py --workdir=WORKDIR` once for each list of arguments.
+
+    Args:
+      workdir: of all of them.
+      arguments: more arguments, of each process.
+      devices: CPU devices, of all processes together.
+      environment: variables to set besides.
+    """
+    count = len(arguments)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    variables = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices // count),
+        **(environment or {}),
+    }
+    command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}"]
+    return [
+        subprocess.Popen(
+            [
+                *command,
+                *([f"--distributed={address},{count},{i}"] if count > 1 else []),
+                *more,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=variables,
+        )
+        for i, more in enumerate(arguments)
+    ]
+
+
+def finish(process: Process, seconds: float = 240) -> Ended:
+    """Waits for its end, so long at most; raises subprocess.TimeoutExpired."""
+    out, err = process.communicate(timeout=seconds)
+    return Ended(process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def killed_at_the_end(processes: list[Process]) -> Iterator[list[Process]]:
+    """None of the processes is left behind, whatever happens within."""
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def wait_for(
+    processes: list[Process], condition: Callable[[], bool], seconds: float = 300
+) -> None:
+    """Waits until `condition()`, while all the processes run, so long at most."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def write_recipe(recipe: config_lib.Config, path: pathlib.Path) -> str:
+    """Writes `recipe` as a file for `--config`; returns that argument."""
+    values = config_lib.to_json(recipe)
+    path.write_text(
+        "import json\nfrom vgg_flax import config\n\n\n"
+        f"def get_config():\n    return config.from_dict(json.loads({values!r}))\n"
+    )
+    return f"--config={path}"
+
+
+def finished_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps whose checkpoints are whole, oldest first."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def crcs(workdir: pathlib.Path, step: int) -> dict[str, int]:
+    """The crc32 of every leaf of the state, of the arrays as read back."""
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=100) as checkpoints:
+        leaves = checkpoints.read(step).leaves
+    return {path: zlib.crc32(np.ascontiguousarray(x)) for path, x in leaves.items()}
