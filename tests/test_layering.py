@@ -19,6 +19,7 @@ FLOORS = (
         "paper",
         "journal",
         "run_directory",
+        "profiling",
         "plan",
     }
     | {"imagenet", "description"},

@@ -12,7 +12,6 @@ from etils import epath
 from vgg_flax import events, report, run_directory
 from vgg_flax.config import VGGFlaxError
 
-
 _RECORDS = "metrics.jsonl"
 
 

@@ -18,6 +18,7 @@ from vgg_flax import (
     optimizer,
     parallel,
     preprocess,
+    profiling,
     progress,
     report,
     run_directory,
@@ -65,6 +66,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
             run.train()
             return run.test()
         finally:
+            run.profiler.stop()
             run.watchdog.rest()  # the caller may go on with something else
             run.log.close()
 
@@ -167,6 +169,13 @@ class _Run:
             total_steps=self.plan.total_steps,
             active=is_first,
         )
+        self.profiler = profiling.Profiler(
+            self.config.profile,
+            self.workdir,
+            start_step=self.step,
+            total_steps=self.plan.total_steps,
+            active=is_first,
+        )
         self._introduce(resumed=saved is not None)
         self._eval_step: Any = None
 
@@ -193,12 +202,21 @@ class _Run:
             goodput=self.goodput,
         )
         for batch in parallel.prefetch(batches):
-            self.state, metrics = step_fn(self.state, batch)
+            if self.profiler.begins_with(self.step + 1):
+                meter.read_all()
+                self.profiler.start()
+                meter.restart_clock()
+            with profiling.named(self.step + 1):
+                self.state, metrics = step_fn(self.state, batch)
             self._set_step(self.step + 1)
             meter.add(self.step, metrics)
             if self.compiling_since is not None:
                 meter.read_all()
                 self._tell_compiled(self.compiling_since)
+            if self.profiler.ends_with(self.step):
+                meter.read_all()
+                self._stop_profile()
+                meter.restart_clock()
             self._note_finished_save()
             if self.plan.saves_at(self.step):
                 meter.read_all()
@@ -249,6 +267,13 @@ class _Run:
         seconds = time.perf_counter() - start
         self.log.say(f"compiled the training step in {seconds:.1f} s")
         self.events.write("compiled", seconds=round(seconds, 3))
+
+    def _stop_profile(self) -> None:
+        self.profiler.stop()
+        first, last = self.profiler.first_step, self.profiler.last_step
+        self.events.write("profiled", first_step=first, last_step=last)
+        folder = self.workdir / "profile"
+        self.log.say(f"profiled steps {first} to {last}: open with xprof {folder}")
 
     def _set_step(self, step: int) -> None:
         self.step = self.events.step = step
