@@ -19,7 +19,15 @@ import jax
 import psutil
 
 from configs import default
-from vgg_flax import checkpoint, config, dataset, distributed, parallel, trainer
+from vgg_flax import (
+    checkpoint,
+    config,
+    dataset,
+    distributed,
+    events,
+    parallel,
+    trainer,
+)
 
 
 def small_default() -> config.Config:
@@ -47,7 +55,8 @@ def start(recipe: config.Config, workdir: str) -> Any:
     recipe = config.check(recipe)
     run = trainer._Run(recipe, trainer.epath.Path(workdir), dataset.Shard())
     checkpoints = checkpoint.Checkpoints(checkpoint.folder_of(workdir), 3)
-    run.start(checkpoints, distributed.Signals())
+    happened = events.Events(run.workdir, active=True)
+    run.start(checkpoints, distributed.Signals(), happened)
     return run
 
 

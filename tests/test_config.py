@@ -100,6 +100,7 @@ IN_TEST_TRAINER = {
     "resume_with_changes",
 }
 IN_TEST_DATASET = {"data.cache"}
+IN_TEST_PROFILING = {"profile.start_step", "profile.num_steps"}
 IN_TEST_PROCESSES = {"step_timeout_seconds"}
 IN_TEST_SHARDS = {"shard_fc"}
 READ_OPTIONS = {"data.num_threads", "data.prefetch"}
@@ -154,6 +155,7 @@ def test_every_field_is_probed_somewhere() -> None:
         *BATCH_PROBES,
         *IN_TEST_TRAINER,
         *IN_TEST_DATASET,
+        *IN_TEST_PROFILING,
         *IN_TEST_PROCESSES,
         *IN_TEST_SHARDS,
         *READ_OPTIONS,

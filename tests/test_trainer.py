@@ -1,10 +1,12 @@
 """Whole runs: what they leave behind, resuming, signals, bad input. Real processes."""
 
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
 import signal
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -13,7 +15,7 @@ from conftest import changed
 import vgg_flax
 from tests import processes
 from tests.processes import crcs, finish, finished_steps
-from vgg_flax import checkpoint, progress, trainer
+from vgg_flax import checkpoint, progress, run_directory, trainer
 from vgg_flax import config as config_lib
 
 # 20 steps with all that a resume must carry on: dropout, BatchNorm across replicas,
@@ -37,6 +39,10 @@ def start(workdir: pathlib.Path, digits_dir: str, *flags: str) -> processes.Proc
     """`python train.py` on two CPU devices."""
     data = f"--config.data.data_dir={digits_dir}"
     return processes.start(workdir, [[data, *TINY, *flags]])[0]
+
+
+def events(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    return run_directory.read_records(trainer.epath.Path(workdir) / "events.jsonl")
 
 
 def wait_for_step(process: processes.Process, workdir: pathlib.Path, step: int) -> None:
@@ -90,6 +96,41 @@ def test_a_run_leaves_records_curves_config_and_the_result_as_its_last_line(
     assert progress.read_records(undisturbed) == records
 
 
+def test_a_runs_events_tell_its_story_in_order(undisturbed: pathlib.Path) -> None:
+    with (undisturbed / "events.jsonl").open() as stream:
+        told = [json.loads(line) for line in stream]
+    ends = [i for i, event in enumerate(told) if event["event"] == "complete"]
+    told = told[: ends[0] + 1]  # another test starts the complete run again
+    times = [event["time"] for event in told]
+    assert times == sorted(times)
+    assert all(time.endswith("+00:00") for time in times)
+    assert told[0]["event"] == "start"
+    assert (told[0]["devices"], told[0]["processes"]) == (2, 1)
+    assert told[0]["versions"] == checkpoint.versions()
+    kinds = [(e["event"], e["step"]) for e in told if "save" not in e["event"]]
+    evaluations = [
+        (f"evaluation_{what}", step)
+        for step in (5, 9, 13, 17, 20, 20)  # the last one: of the test split
+        for what in ("started", "finished")
+    ]
+    expected = [("start", 0), ("compiled", 0), *evaluations, ("complete", 20)]
+    assert kinds == expected
+    saves = [3, 5, 6, 9, 12, 13, 15, 17, 18, 20]
+    for what in ("save_started", "save_finished"):
+        assert [e["step"] for e in told if e["event"] == what] == saves
+    whole = [e["productive_seconds"] for e in told if "productive_seconds" in e]
+    assert whole == sorted(whole) and 0 < whole[1] < whole[-1]
+    end, wall = told[-1], told[-1]["wall_seconds"]
+    assert end["goodput"] == pytest.approx(end["productive_seconds"] / wall, abs=1e-4)
+    assert end["goodput"] == end["goodput_since_start"]
+    began, ended = (
+        datetime.datetime.fromisoformat(text) for text in (told[0]["began"], times[-1])
+    )
+    assert wall == pytest.approx((ended - began).total_seconds(), abs=0.1)
+    records = [r for r in progress.read_records(undisturbed) if r["split"] == "train"]
+    assert all(0 <= r["goodput"] == r["goodput_since_start"] < 1 for r in records)
+
+
 def test_the_newest_three_checkpoints_and_the_best_are_kept(
     undisturbed: pathlib.Path,
 ) -> None:
@@ -103,6 +144,43 @@ def test_the_newest_three_checkpoints_and_the_best_are_kept(
     assert steps[-3:] == [17, 18, 20]
     assert best in [r["top1"] for r in validations if r["step"] == best_step]
     assert set(steps) == {17, 18, 20, best_step}
+
+
+def test_after_kill_9_a_run_resumes_to_the_same_bits(
+    undisturbed: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
+) -> None:
+    process = start(tmp_path, digits_dir)
+    wait_for_step(process, tmp_path, 9)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    before = events(tmp_path)
+    with (tmp_path / "events.jsonl").open("a") as stream:
+        stream.write('{"time": "2026-01-01T00:')  # as if killed in the middle of it
+    code, out, err = finish(start(tmp_path, digits_dir))
+    assert code == 0, err
+    assert "resumed at step" in out
+    after = events(tmp_path)
+    assert after[: len(before)] == before
+    began, resumed, *_, end = after[len(before) :]
+    assert [e["event"] for e in (began, resumed, end)] == [
+        *("start", "resumed", "complete")
+    ]
+    kept = [
+        e["productive_seconds"]
+        for e in before
+        if e["event"] == "save_started" and e["step"] == resumed["step"]
+    ]
+    since = end["goodput_since_start"] * end["wall_seconds"]
+    first = datetime.datetime.fromisoformat(before[0]["began"])
+    wall = datetime.datetime.fromisoformat(end["time"]) - first
+    assert end["wall_seconds"] == pytest.approx(wall.total_seconds(), abs=0.1)
+    assert 0 < end["productive_seconds"] - kept[0] < since
+    assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
+    ours, theirs = progress.read_records(tmp_path), progress.read_records(undisturbed)
+    for split in ("validation", "test"):
+        assert [(r["step"], r["loss"]) for r in ours if r["split"] == split] == [
+            (r["step"], r["loss"]) for r in theirs if r["split"] == split
+        ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -120,6 +198,11 @@ def test_a_signal_saves_the_step_and_says_how_to_resume(
     assert f"stopped by {number.name} at step" in err
     assert "run the same command again" in err
     stopped_at = int(err.split("at step ")[1].split()[0])
+    told = [(e["event"], e["step"], e.get("signal")) for e in events(tmp_path)[-2:]]
+    assert told == [
+        ("save_finished", stopped_at, None),
+        ("stopped", stopped_at, number.name),
+    ]
     code, out, err = finish(start(tmp_path, digits_dir))
     assert code == 0, err
     assert f"resumed at step {stopped_at}" in out
@@ -174,6 +257,33 @@ def test_a_signal_during_evaluation_loses_nothing(tmp_path: pathlib.Path) -> Non
         assert steps == [3, 6], workdir
 
 
+def test_a_damaged_checkpoint_falls_back_loudly_and_ends_at_the_same_bits(
+    undisturbed: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
+) -> None:
+    process = start(tmp_path, digits_dir)
+    wait_for_step(process, tmp_path, 12)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 143
+    steps = finished_steps(tmp_path)
+    arrays = [
+        p for p in (tmp_path / f"checkpoints/{steps[-1]}").rglob("*") if p.is_file()
+    ]
+    largest = max(arrays, key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    code, out, err = finish(start(tmp_path, digits_dir))
+    assert code == 0, err
+    assert f"{steps[-1]} is damaged" in err or f"{steps[-1]} cannot be read" in err
+    assert f"resumed at step {steps[-2]}" in out
+    assert (tmp_path / "damaged" / str(steps[-1])).is_dir()
+    told = [(e["event"], e["step"]) for e in events(tmp_path)]
+    i = told.index(("damaged", steps[-1]))
+    assert told[i - 1] == ("start", 0)
+    assert told[i + 1] == ("resumed", steps[-2])
+    assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
+
+
 def test_changed_settings_stop_a_resume_and_are_listed(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, digits_dir: str
 ) -> None:
@@ -219,6 +329,8 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
             assert all(abs(float(x.sum())) < 1e38 for x in leaves.values()), step
     records = progress.read_records(tmp_path)
     assert all(abs(r["loss"]) < 1e38 for r in records)
+    last = events(tmp_path)[-1]
+    assert (last["event"], last["type"]) == ("error", "NonFiniteError")
 
 
 def test_the_compiled_step_never_recompiles(

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -144,14 +145,28 @@ class Checkpoints:
         """The finished steps, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def has_saved(self, step: int) -> bool:
+        """Whether no save is under way and that of `step` is whole, on disk."""
+        path = self._folder / str(step)
+        return (
+            not self._manager.is_saving_in_progress()
+            and path.exists()
+            and ocp.utils.is_checkpoint_finalized(path)
+        )
+
     def best_step(self) -> int | None:
         """The step with the highest validation top-1, if any was evaluated."""
         return self._manager.best_step()
 
-    def read_newest(self) -> Checkpoint | None:
+    def read_newest(
+        self, on_damaged: Callable[[int, CheckpointError], None] = lambda *_: None
+    ) -> Checkpoint | None:
         """The newest undamaged checkpoint; None if there never was one.
 
         Damaged ones are reported and moved to `damaged/` beside the folder.
+
+        Args:
+          on_damaged: called with the step and the error of each.
 
         Raises:
           CheckpointError: there are checkpoints, and all of them are damaged.
@@ -165,6 +180,7 @@ class Checkpoints:
                 logging.error("%s; falling back to the one before", error)
                 damaged.append(step)
                 self._move(step, "damaged")
+                on_damaged(step, error)
         if damaged:
             raise CheckpointError(
                 f"all checkpoints in {self._folder} are damaged: steps {damaged}, now "

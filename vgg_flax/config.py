@@ -52,6 +52,8 @@ FREE_ON_RESUME = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "step_timeout_seconds",
+    "profile.start_step",
+    "profile.num_steps",
     "init_from",
     "init_layers",
     "resume_with_changes",
@@ -135,12 +137,21 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass
+class ProfileConfig:
+    """Which training steps are traced into `WORKDIR/profile`."""
+
+    start_step: int = 10  # a run that is past it: the second step of each start
+    num_steps: int = 0  # 0: none
+
+
+@dataclasses.dataclass
 class Config:
     """One run."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     seed: int = 0
     num_epochs: float = 90.0
     num_steps: int | None = None  # instead of num_epochs, when given
@@ -319,6 +330,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("optimizer.plateau_patience", 1, _INF),
     ("optimizer.plateau_max_decays", 0, _INF),
     ("optimizer.accumulation_steps", 1, _INF),
+    ("profile.start_step", 1, _INF),
+    ("profile.num_steps", 0, _INF),
     ("seed", 0, 2**32 - 1),
     ("num_epochs", 1e-9, _INF),
     ("num_steps", 1, _INF),

@@ -1,7 +1,6 @@
 """What a run tells while it goes on: records, lines, a progress bar, its speed."""
 
 import contextlib
-import json
 import math
 import socket
 import sys
@@ -13,8 +12,10 @@ import jax
 import tqdm
 from etils import epath
 
-from vgg_flax import report
+from vgg_flax import events, report, run_directory
 from vgg_flax.config import VGGFlaxError
+
+_RECORDS = "metrics.jsonl"
 
 
 class NonFiniteError(VGGFlaxError):
@@ -52,17 +53,13 @@ class Log:
         self.records: list[dict[str, Any]] = []
         if not active:
             return
-        path, rewritten = workdir / "metrics.jsonl", workdir / ".metrics.jsonl"
         self.records = [
             record
             for record in read_records(workdir)
             if record["step"] < start_step + (evaluated or record["split"] == "train")
         ]
+        self._file = run_directory.RecordFile(workdir / _RECORDS, self.records)
         with self._written():
-            # In one stroke: a kill in the middle would lose what was on record.
-            rewritten.write_text("".join(json.dumps(r) + "\n" for r in self.records))
-            rewritten.replace(path)
-            self._stream = path.open("a")
             self._board = _Board(workdir / "tensorboard", start_step + 1)
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
@@ -88,9 +85,8 @@ class Log:
             return
         record = {**record, "time": round(time.time(), 3)}
         self.records.append(record)
+        self._file.append(record)
         with self._written():
-            self._stream.write(json.dumps(record) + "\n")
-            self._stream.flush()
             self._board.add(record)
         if self._bar is None or record["split"] != "train":
             self.say(self._line(record))
@@ -107,9 +103,8 @@ class Log:
         if self._bar is not None:
             self._bar.close()
         if self._active:
-            with self._written(), contextlib.ExitStack() as both:
-                both.callback(self._board.close)
-                both.callback(self._stream.close)
+            with self._written():
+                self._board.close()
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
@@ -188,10 +183,11 @@ class Meter:
         steps_per_epoch: float,
         total_steps: int,
         log_every_steps: int,
+        goodput: events.Goodput,
     ):
         self._log, self._batch_size = log, batch_size
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
-        self._log_every_steps = log_every_steps
+        self._log_every_steps, self._goodput = log_every_steps, goodput
         self._pending: list[tuple[int, Any]] = []
         self._start_window()
         self.restart_clock()
@@ -212,6 +208,7 @@ class Meter:
     def restart_clock(self) -> None:
         """Leaves the time since the last step (evaluating, saving) out of the speed."""
         self._clock, self._clocked_steps = time.perf_counter(), 0
+        self._goodput.rest()
 
     def _start_window(self) -> None:
         self._sums = {"loss": 0.0, "top1": 0, "top5": 0, "count": 0}
@@ -220,6 +217,7 @@ class Meter:
     def _read(self) -> None:
         step, metrics = self._pending.pop(0)
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._goodput.step_ended()
         self._check_finite(step, values)
         for name in self._sums:
             self._sums[name] += values[name]
@@ -266,6 +264,9 @@ class Meter:
                 "images_per_second": round(images_per_second, 1),
                 "seconds_left": round(left, 1),
             }
+        for name, value in self._goodput.facts().items():
+            if name.startswith("goodput"):
+                record[name] = value
         if skipped:
             record["skipped"] = skipped
         self._log.record(record)
@@ -290,9 +291,5 @@ def bar(total: int, unit: str, initial: int = 0) -> tqdm.tqdm:
 
 
 def read_records(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The records of `WORKDIR/metrics.jsonl`; a cut-off last line is left out."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of `WORKDIR/metrics.jsonl`; a damaged line is left out."""
+    return run_directory.read_records(epath.Path(workdir) / _RECORDS)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shutil
 import signal
 import time
 from typing import Any
@@ -15,46 +14,19 @@ from vgg_flax import (
     dataset,
     distributed,
     evaluation,
+    events,
     optimizer,
     parallel,
     preprocess,
+    profiling,
     progress,
     report,
+    run_directory,
     train_step,
 )
 from vgg_flax import config as config_lib
 from vgg_flax.config import Config, ConfigError
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """When a run does what, in steps."""
-
-    steps_per_epoch: float
-    total_steps: int
-    steps_per_eval: float
-    checkpoint_every_steps: int
-
-    @classmethod
-    def of(cls, config: Config, num_examples: int) -> "Plan":
-        """The plan of `config` for a training split of `num_examples`."""
-        steps_per_epoch = num_examples / config.data.batch_size
-        total = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
-        return cls(
-            steps_per_epoch,
-            total,
-            config.eval_every_epochs * steps_per_epoch,
-            config.checkpoint_every_steps,
-        )
-
-    def evaluates_at(self, step: int) -> bool:
-        """Whether the validation split is due after `step` updates."""
-        passed = [math.floor(s / self.steps_per_eval) for s in (step - 1, step)]
-        return step > 0 and (passed[0] != passed[1] or step == self.total_steps)
-
-    def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` updates, evaluated or not."""
-        return self.evaluates_at(step) or step % self.checkpoint_every_steps == 0
+from vgg_flax.plan import Plan
 
 
 def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any]:
@@ -62,8 +34,9 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
 
     Args:
       config: the run.
-      workdir: where `config.json`, `metrics.jsonl`, `curves.png`, `tensorboard/` and
-        `checkpoints/` are; made if missing. A run found there is continued.
+      workdir: where `config.json`, `metrics.jsonl`, `events.jsonl`, `curves.png`,
+        `tensorboard/` and `checkpoints/` are; made if missing. A run found there is
+        continued.
 
     Returns:
       The last record of the test split: `step`, `loss`, `top1`, `top5`, `count`, ...
@@ -78,17 +51,22 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
     run = _Run(config, workdir, shard)
     distributed.check_same(run.facts())
     if shard.process == 0:
-        _open_workdir(workdir, run.abstract_state)
+        leaves = jax.tree.leaves(run.abstract_state)
+        run_directory.prepare(
+            workdir, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        )
     folder = checkpoint.folder_of(workdir)
     with (
+        events.Events(workdir, active=shard.process == 0) as happened,
         distributed.Signals() as signals,
         checkpoint.Checkpoints(folder, config.keep_checkpoints) as checkpoints,
     ):
-        run.start(checkpoints, signals)
+        run.start(checkpoints, signals, happened)
         try:
             run.train()
             return run.test()
         finally:
+            run.profiler.stop()
             run.watchdog.rest()  # the caller may go on with something else
             run.log.close()
 
@@ -97,6 +75,7 @@ class _Run:
     """One call of `train_and_evaluate`: its parts, and the state as it goes along."""
 
     def __init__(self, config: Config, workdir: epath.Path, shard: dataset.Shard):
+        self.goodput = events.Goodput()
         data, num_classes = config.data, config.model.num_classes
         self.config, self.workdir, self.shard = config, workdir, shard
         self.train_split = dataset.open_split(data, data.train_split, num_classes)
@@ -124,6 +103,7 @@ class _Run:
         self.shards = train_step.make_shards(config, jax.device_count())
         self.state: Any = None
         self.step = 0
+        self.compiling_since: float | None = None  # of `time.perf_counter`
         self.evaluated = True  # whether the evaluation due at `step` was made
 
     def facts(self) -> dict[str, Any]:
@@ -143,15 +123,30 @@ class _Run:
         }
 
     def start(
-        self, checkpoints: checkpoint.Checkpoints, signals: distributed.Signals
+        self,
+        checkpoints: checkpoint.Checkpoints,
+        signals: distributed.Signals,
+        happened: events.Events,
     ) -> None:
-        """Restores or makes the state, compiles the steps, and says what is coming."""
-        self.checkpoints, self.signals = checkpoints, signals
+        """Restores or makes the state, and says what is coming."""
+        self.checkpoints, self.signals, self.events = checkpoints, signals, happened
+        self.saving: int | None = None  # the step whose save is not known to be done
+        self.events.write(
+            "start",
+            began=self.goodput.began,
+            versions=checkpoint.versions(),
+            code=distributed.code_digest(),
+            devices=jax.device_count(),
+            device_kind=jax.devices()[0].device_kind,
+            processes=self.shard.processes,
+        )
         seconds = self.config.step_timeout_seconds
         self.watchdog = distributed.Watchdog(
             seconds if self.shard.processes > 1 else None
         )
-        saved = checkpoints.read_newest()
+        saved = checkpoints.read_newest(
+            lambda step, why: self.events.write("damaged", step=step, reason=str(why))
+        )
         if saved is not None:
             _check_same(saved, self.config)
         is_first = self.shard.process == 0
@@ -160,16 +155,26 @@ class _Run:
             (self.workdir / "config.json").write_text(settings)
         if saved is not None:
             self.state = checkpoint.from_leaves(self.abstract_state, saved.leaves)
-            self.step, self.evaluated = saved.step, saved.meta["evaluated"]
+            self._set_step(saved.step)
+            self.evaluated = saved.meta["evaluated"]
+            self.events.write("resumed")
         else:
             self.state = jax.jit(lambda: train_step.init_state(self.config))()
             if self.config.init_from:
                 self.state = _init_from(self.config, self.state)
+        self.goodput.resume(self.events.past, self.step)
         self.state = self.shards.place(self.state)
         self.log = progress.Log(
             self.workdir,
             start_step=self.step,
             evaluated=self.evaluated,
+            total_steps=self.plan.total_steps,
+            active=is_first,
+        )
+        self.profiler = profiling.Profiler(
+            self.config.profile,
+            self.workdir,
+            start_step=self.step,
             total_steps=self.plan.total_steps,
             active=is_first,
         )
@@ -196,11 +201,25 @@ class _Run:
             steps_per_epoch=self.plan.steps_per_epoch,
             total_steps=self.plan.total_steps,
             log_every_steps=self.config.log_every_steps,
+            goodput=self.goodput,
         )
         for batch in parallel.prefetch(batches):
-            self.state, metrics = step_fn(self.state, batch)
-            self.step += 1
+            if self.profiler.begins_with(self.step + 1):
+                meter.read_all()
+                self.profiler.start()
+                meter.restart_clock()
+            with profiling.named(self.step + 1):
+                self.state, metrics = step_fn(self.state, batch)
+            self._set_step(self.step + 1)
             meter.add(self.step, metrics)
+            if self.compiling_since is not None:
+                meter.read_all()
+                self._tell_compiled(self.compiling_since)
+            if self.profiler.ends_with(self.step):
+                meter.read_all()
+                self._stop_profile()
+                meter.restart_clock()
+            self._note_finished_save()
             if self.plan.saves_at(self.step):
                 meter.read_all()
                 self.evaluated = not self.plan.evaluates_at(self.step)
@@ -222,8 +241,10 @@ class _Run:
         else:
             record = self._evaluate("test", self.test_split)
             self.log.draw()
-        self.checkpoints.wait()
+        self._wait_for_save()
         self._check_still_there()
+        self.events.write("complete", **self.goodput.facts())
+        self.log.say(self.goodput.line())
         self.log.say(report.result_line(record, self.workdir))
         return record
 
@@ -240,9 +261,27 @@ class _Run:
         start = time.perf_counter()
         shapes = dataset.train_batch_shapes(config.data, self.shard)
         compiled = parallel.compile_step(mapped, self.state, shapes)
+        if self.shard.processes == 1:
+            self._tell_compiled(start)
+        else:  # the first call of it compiles
+            self.compiling_since = start
+        return compiled
+
+    def _tell_compiled(self, start: float) -> None:
+        self.compiling_since = None
         seconds = time.perf_counter() - start
         self.log.say(f"compiled the training step in {seconds:.1f} s")
-        return compiled
+        self.events.write("compiled", seconds=round(seconds, 3))
+
+    def _stop_profile(self) -> None:
+        self.profiler.stop()
+        first, last = self.profiler.first_step, self.profiler.last_step
+        self.events.write("profiled", first_step=first, last_step=last)
+        folder = self.workdir / "profile"
+        self.log.say(f"profiled steps {first} to {last}: open with xprof {folder}")
+
+    def _set_step(self, step: int) -> None:
+        self.step = self.events.step = step
 
     def _evaluate_and_save(self) -> None:
         top1 = None
@@ -282,7 +321,20 @@ class _Run:
             "train_scale": data.train_scale if data.train_view == "paper" else None,
             "evaluated": self.evaluated,
         }
+        self._wait_for_save()
+        productive = self.goodput.productive_seconds
+        self.events.write("save_started", productive_seconds=productive)
         self.checkpoints.save(self.step, self.shards.fetch(self.state), meta, top1)
+        self.saving = self.step
+
+    def _wait_for_save(self) -> None:
+        self.checkpoints.wait()
+        self._note_finished_save()
+
+    def _note_finished_save(self) -> None:
+        if self.saving is not None and self.checkpoints.has_saved(self.saving):
+            self.events.write("save_finished", step=self.saving)
+            self.saving = None
 
     def _evaluate(self, name: str, split: dataset.Split) -> dict[str, Any]:
         if self._eval_step is None:
@@ -302,6 +354,7 @@ class _Run:
                 self._stop(received)
 
         start = time.perf_counter()
+        self.events.write("evaluation_started", split=name)
         batches = dataset.eval_batches(self.config.data, split, shard=self.shard)
         result = evaluation.evaluate(
             self._eval_step,
@@ -312,6 +365,12 @@ class _Run:
             after_batch=after_batch,
         )
         seconds = time.perf_counter() - start
+        self.events.write(
+            "evaluation_finished",
+            split=name,
+            seconds=round(seconds, 3),
+            top1=result["top1"],
+        )
         record = {
             "step": self.step,
             "epoch": self.step / self.plan.steps_per_epoch,
@@ -326,7 +385,9 @@ class _Run:
         """Saves where the run stands and leaves."""
         if self.step not in self.checkpoints.steps():
             self._save(None)
-        self.checkpoints.wait()
+        self._wait_for_save()
+        self.events.write("stopped", signal=received.name, **self.goodput.facts())
+        self.log.say(self.goodput.line())
         raise distributed.Interrupted(
             f"stopped by {received.name} at step {self.step} of "
             f"{self.plan.total_steps}, which is saved; run the same command again to "
@@ -386,31 +447,6 @@ def _check_same(saved: checkpoint.Checkpoint, config: Config) -> None:
             f"the run is at step {saved.step} with other settings: {changes}. Use "
             "another --workdir, or go on with --config.resume_with_changes=true"
         )
-
-
-def _open_workdir(workdir: epath.Path, abstract_state: Any) -> None:
-    """Makes the folder and sees that it can be written to and holds a checkpoint."""
-    probe = workdir / ".writable"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("probe")
-        probe.unlink()
-        free = shutil.disk_usage(workdir).free if _is_local(workdir) else None
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir} cannot be written to: {error}; choose another"
-        ) from error
-    leaves = jax.tree.leaves(abstract_state)
-    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    if free is not None and free < needed:
-        raise ConfigError(
-            f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, and a checkpoint "
-            f"takes {needed / 2**20:,.0f} MiB; make room or choose another"
-        )
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
 
 
 def _init_from(config: Config, state: train_step.TrainState) -> train_step.TrainState:
