@@ -4,7 +4,7 @@ python -m tests.faults [FAULT ...] [--kills 20] [--terms 20] [--flips 20] [--oth
     [--seed 0] [--jobs 2] [--workdir DIR]
 
 Real processes, signals and files. Prints a table, and exits with 1 if any run ended in
-another way than it promises to; the seed and `outcomes.json` in the workdir say which.
+another way than it promises to; the seed and `outcomes.jsonl` in the workdir say which.
 """
 
 import argparse
@@ -53,10 +53,10 @@ def main() -> int:
         for future in tqdm.tqdm(done, total=len(struck), unit="fault"):
             outcome = future.result()
             outcomes.append(outcome)
+            with (folder / "outcomes.jsonl").open("a") as stream:
+                stream.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
             said = f"{outcome.fault} at {outcome.moment}: {outcome.ended}"
             tqdm.tqdm.write(f"{said}; {outcome.result}")
-    texts = [dataclasses.asdict(outcome) for outcome in outcomes]
-    (folder / "outcomes.json").write_text(json.dumps(texts, indent=1))
     print(_table(outcomes))
     return int(not all(outcome.is_right for outcome in outcomes))
 
