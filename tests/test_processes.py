@@ -54,7 +54,8 @@ def test_two_processes_train_resume_and_count_as_one(
         num_steps=4,
     )
     run_processes(recipe, tmp_path, "one", 1)
-    outputs = run_processes(recipe, tmp_path, "two", 2)
+    cut = changed(recipe, shard_fc=True)
+    outputs = run_processes(cut, tmp_path, "two", 2)
     assert "4 x cpu in 2 process(es)" in outputs[0]
     # The other process says nothing of the run; Gloo's greetings may be interleaved.
     for ours in ("devices:", "parameters:", "step ", "test top1"):

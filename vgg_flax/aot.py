@@ -259,9 +259,11 @@ def _bytes_of(tree: Any) -> int:
 
 
 def _bytes_of_a_chip(shards: parallel.FCShards, tree: Any) -> int:
-    axes = jax.tree.leaves(shards.axes(tree), is_leaf=lambda x: x is None)
+    cut = jax.tree.leaves(shards.axes(tree), is_leaf=lambda axis: axis is None)
     leaves = jax.tree.leaves(shards.shapes_of(tree))
+    if not shards.shapes:
+        return _bytes_of(leaves)
     return sum(
         _bytes_of(leaf) // (1 if axis is None else shards.replicas)
-        for leaf, axis in zip(leaves, axes, strict=True)
+        for leaf, axis in zip(leaves, cut, strict=True)
     )

@@ -128,6 +128,8 @@ class FCShards:
 
     def axes(self, tree: Any) -> Any:
         """For pmap: 0 where a leaf has an axis of devices, else None."""
+        if not self.shapes:
+            return None
         return jax.tree_util.tree_map_with_path(
             lambda path, _: 0 if self._is_cut(path) else None, tree
         )
@@ -250,6 +252,8 @@ def pmap_step(
       state_axes: `FCShards.axes` of the state, where some of it is cut.
       devices: of this and all other processes; None: all there are.
     """
+    if state_axes is not None and jax.process_count() > 1:
+        return _pmap_flat(step, donate_state, state_axes, devices)
     return jax.pmap(
         step,
         axis_name=AXIS_NAME,
@@ -258,6 +262,40 @@ def pmap_step(
         donate_argnums=(0,) if donate_state else (),
         devices=devices,
     )
+
+
+def _pmap_flat(
+    step: Callable[..., Any],
+    donate_state: bool,
+    state_axes: Any,
+    devices: Devices | None,
+) -> Callable[[Any, Any], Any]:
+    """`pmap_step` in several processes: there pmap hashes axes, and dicts have none."""
+    axes = tuple(jax.tree.leaves(state_axes, is_leaf=lambda axis: axis is None))
+    made: list[Any] = []  # the mapped step, once the state's structure is known
+
+    def call(state: Any, batch: Any) -> Any:
+        leaves, structure = jax.tree.flatten(state)
+
+        def flat(leaves: tuple[Any, ...], batch: Any) -> Any:
+            out = step(structure.unflatten(leaves), batch)
+            return (tuple(jax.tree.leaves(out[0])), out[1]) if donate_state else out
+
+        if not made:
+            made.append(
+                jax.pmap(
+                    flat,
+                    axis_name=AXIS_NAME,
+                    in_axes=(axes, 0),
+                    out_axes=(axes, None) if donate_state else None,
+                    donate_argnums=(0,) if donate_state else (),
+                    devices=devices,
+                )
+            )
+        out = made[0](tuple(leaves), batch)
+        return (structure.unflatten(out[0]), out[1]) if donate_state else out
+
+    return call
 
 
 def compile_step(mapped: Any, state: Any, batch: Any) -> Any:
