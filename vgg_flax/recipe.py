@@ -10,13 +10,25 @@ from ml_collections import config_flags
 from vgg_flax.config import Config, ConfigError, flatten, unknown_key
 
 
-def define_flag(default: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines `--config=FILE` and the `--config.NAME=VALUE` of every field."""
+def define_flag(
+    default: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    arguments: list[str] | None = None,
+) -> None:
+    """Defines `--config=FILE` and the `--config.NAME=VALUE` of every field.
+
+    Args:
+      default: of `--config`.
+      flag_values: where.
+      arguments: the command line that will be parsed, the program's name first;
+        None: that of this process.
+    """
     config_flags.DEFINE_config_file(
         "config",
         default,
         "a recipe: a Python file with get_config()",
         flag_values=flag_values,
+        sys_argv=arguments,
     )
 
 
@@ -59,10 +71,11 @@ def read(path: str, overrides: Sequence[str] = ()) -> Config:
     """
     arguments = [f"--config={path}", *overrides]
     check_names(arguments)
+    command = ["recipe", *arguments]
     values = flags.FlagValues()
-    define_flag(path, values)
+    define_flag(path, values, command)
     try:
-        rest = values(["recipe", *arguments])[1:]
+        rest = values(command)[1:]
     except flags.Error as error:
         raise ConfigError(str(error)) from error
     if rest:
