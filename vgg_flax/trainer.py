@@ -47,6 +47,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
     config = config_lib.check(config)
     workdir = epath.Path(workdir).expanduser()
     shard = dataset.Shard(jax.process_index(), jax.process_count())
+    distributed.check_devices()
     _check_batch_sizes(config)
     run = _Run(config, workdir, shard)
     distributed.check_same(run.facts())
@@ -111,9 +112,8 @@ class _Run:
         return {
             **{f"config.{k}": v for k, v in config_lib.flatten(self.config).items()},
             "workdir": str(self.workdir),
-            "devices of each process": jax.local_device_count(),
             "data": [
-                (s.name, len(s), s.records[len(s) - 1]["key"], s.class_names)
+                (s.name, len(s), dataset.fingerprint(s), s.class_names)
                 for s in splits
                 if s is not None
             ],
