@@ -273,7 +273,7 @@ class _Run:
         first, last = self.profiler.first_step, self.profiler.last_step
         self.events.write("profiled", first_step=first, last_step=last)
         folder = self.workdir / "profile"
-        self.log.say(f"profiled steps {first} to {last}: open with xprof {folder}")
+        self.log.say(f"profiled steps {first} to {last}: xprof --logdir={folder}")
 
     def _set_step(self, step: int) -> None:
         self.step = self.events.step = step
