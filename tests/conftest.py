@@ -47,6 +47,11 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def tiny_config(digits_dir: str) -> config_lib.Config:
     """A net of 0.1 MB on digits at 32 pixels, 64 examples a step, 8 devices."""
+    return tiny(digits_dir)
+
+
+def tiny(digits_dir: str) -> config_lib.Config:
+    """`tiny_config`, for fixtures that live longer."""
     return config_lib.Config(
         model=config_lib.ModelConfig(
             variant="vgg11_bn",

@@ -33,41 +33,62 @@ def start(
     workdir: pathlib.Path,
     arguments: Sequence[Sequence[str]],
     *,
-    devices: int = 2,
+    devices: int | Sequence[int] = 2,
     environment: Mapping[str, str] | None = None,
+    folders: Sequence[pathlib.Path] | None = None,
 ) -> list[Process]:
     """Starts `python train.py --workdir=WORKDIR` once for each list of arguments.
 
     Args:
       workdir: of all of them.
       arguments: more arguments, of each process.
-      devices: CPU devices, of all processes together.
+      devices: CPU devices, of each process or of all together.
       environment: variables to set besides.
+      folders: each process's working directory.
     """
+    command = [str(ROOT / "train.py"), f"--workdir={workdir}"]
+    return start_python(
+        [[*command, *more] for more in arguments],
+        devices=devices,
+        environment=environment,
+        folders=folders,
+    )
+
+
+def start_python(
+    arguments: Sequence[Sequence[str]],
+    *,
+    devices: int | Sequence[int],
+    environment: Mapping[str, str] | None = None,
+    folders: Sequence[pathlib.Path] | None = None,
+) -> list[Process]:
+    """Starts `python` with each of the arguments, and `--distributed=` if several."""
     count = len(arguments)
+    if isinstance(devices, int):
+        devices = [devices // count] * count
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    variables = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices // count),
-        **(environment or {}),
-    }
-    command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return [
         subprocess.Popen(
             [
-                *command,
+                *(sys.executable, *one),
                 *([f"--distributed={address},{count},{i}"] if count > 1 else []),
-                *more,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=variables,
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": str(devices[i]),
+                **(environment or {}),
+            },
+            cwd=folders[i] if folders else None,
         )
-        for i, more in enumerate(arguments)
+        for i, one in enumerate(arguments)
     ]
 
 

@@ -291,6 +291,43 @@ def test_processes_share_the_same_global_batches(processes: int, start_step: int
         np.testing.assert_array_equal(joined(batch)["index"], np.arange(16))
 
 
+def test_a_fingerprint_tells_splits_apart(
+    digits: config.DataConfig, tmp_path: pathlib.Path
+):
+    split = numbered(53)
+    prints = {dataset.fingerprint(split)}
+    assert prints == {dataset.fingerprint(numbered(53))}
+    prints.add(dataset.fingerprint(numbered(52)))
+    for field, value in (("label", 5), ("key", "another"), ("image", b"another")):
+        records = [*split.records[:-1], {**split.records[-1], field: value}]
+        prints.add(dataset.fingerprint(dataclasses.replace(split, records=records)))
+    records = list(reversed(split.records))
+    prints.add(dataset.fingerprint(dataclasses.replace(split, records=records)))
+    assert len(prints) == 6
+
+    for i in range(40):
+        path = tmp_path / "train" / "a" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(np.zeros((8, 8), np.uint8)))
+
+    def opened() -> str:
+        split = dataset.open_any_split("folder", str(tmp_path), "train", 1)
+        return dataset.fingerprint(split)
+
+    names = {opened()}
+    for i in (3, 17, 25):  # any image's name counts, read or not
+        (tmp_path / "train" / "a" / f"{i:02}.png").rename(
+            tmp_path / "train" / "a" / f"{i:02}b.png"
+        )
+        names.add(opened())
+    assert len(names) == 4
+    parts = {
+        dataset.fingerprint(dataset.open_split(digits, name, 10))
+        for name in ("train", "train[:90%]", "train[10%:]", "test")
+    }
+    assert len(parts) == 4
+
+
 @pytest.mark.parametrize(("num_threads", "prefetch"), [(1, 1), (8, 1), (3, 40)])
 def test_threads_and_prefetching_change_nothing(num_threads: int, prefetch: int):
     split = numbered(53)

@@ -49,6 +49,23 @@ OWNERS = {  # top-level package -> the only modules that import it
     "torch": set(),
     "torchvision": set(),
 }
+# Files that need a local disk, and why. All else goes through etils' epath.
+LOCAL = {
+    "distributed": "hashes this package's own source",
+    "imagenet": "reads this package's own data",
+    "run_directory": "asks for free space, where is_local",
+    "profiling": "the profiler writes to local disks only; copied from there by epath",
+    "datasets/prepared": "a scratch folder beside TFDS' data_dir, renamed into place",
+    "prediction": "does not follow links into a circle",
+    "export": "writes a file for the person at the keyboard",
+    "conversion": "reads and writes weight files, as the next ones",
+    "weights/mapped_file": "maps files into memory",
+    "weights/hdf5_file": "HDF5's library opens files itself",
+    "weights/torch_file": "reads what mapped_file maps",
+    "weights/checksum": "hashes what mapped_file maps",
+    "weights/fetch": "keeps downloads in a cache",
+    "weights/writers": "writes beside and renames",
+}
 
 
 def imports() -> Iterator[tuple[str, str]]:
@@ -87,6 +104,61 @@ def test_heavy_packages_have_one_owner() -> None:
     for module, name in imports():
         owners = OWNERS.get(name.split(".")[0])
         assert owners is None or module in owners, (module, name)
+
+
+def local_disk_uses(tree: ast.Module) -> Iterator[str]:
+    """What in a module works on local paths only."""
+    local_modules = {"pathlib", "shutil", "tempfile", "glob", "fileinput"}
+    harmless = {
+        "getpid",
+        "cpu_count",
+        "kill",
+        "environ",
+        "pathsep",
+        "fspath",
+        "PathLike",
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ({alias.name for alias in node.names} & local_modules)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module in local_modules or node.module in ("os", "os.path"):
+                yield node.module
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id == "open":
+                yield "open"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = f"{node.value.id}.{node.attr}"
+            if name == "io.open" or (
+                node.value.id == "os" and node.attr not in harmless
+            ):
+                yield name
+
+
+def test_all_but_a_few_files_reach_a_runs_files_through_epath() -> None:
+    using = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        if used := sorted(set(local_disk_uses(ast.parse(path.read_text())))):
+            using[name] = used
+    assert set(using) == set(LOCAL), using
+    assert using["run_directory"] == ["shutil"]
+    assert using["profiling"] == ["tempfile"]
+
+
+def test_what_needs_a_local_disk_is_seen() -> None:
+    for line in (
+        "import pathlib",
+        "import a, shutil",
+        "from pathlib import Path",
+        "from os import path",
+        "open('a')",
+        "io.open('a')",
+        "os.path.join('a')",
+        "os.rename('a', 'b')",
+    ):
+        assert list(local_disk_uses(ast.parse(line))), line
+    assert not list(local_disk_uses(ast.parse("path.open(); os.getpid()")))
 
 
 def test_only_parallel_says_pmap() -> None:

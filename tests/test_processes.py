@@ -1,85 +1,38 @@
-"""Two real processes train as one does, stop at one step, and never hang."""
+"""Two real processes compare what they run, stop at one step, and never hang."""
 
 import pathlib
 import signal
 import subprocess
 import sys
 
-import numpy as np
+import PIL.Image
 import pytest
 from conftest import changed
 
 from tests import processes
-from vgg_flax import checkpoint, distributed, progress
 from vgg_flax import config as config_lib
+from vgg_flax import distributed, progress
 
 
 def start_processes(
-    recipes: list[config_lib.Config], folder: pathlib.Path, name: str = "run"
+    recipes: list[config_lib.Config],
+    folder: pathlib.Path,
+    devices: int | list[int] = 4,
+    folders: list[pathlib.Path] | None = None,
 ) -> list[processes.Process]:
-    """Starts a process for each recipe, with 4 CPU devices together."""
+    """Starts a process for each recipe, whose run is in `folder`/run.
+
+    Args:
+      recipes: of each process.
+      folder: of the recipes and the run.
+      devices: CPU devices, of each process or of all together.
+      folders: each process's working directory.
+    """
     arguments = [
         [processes.write_recipe(recipe, folder / f"recipe{i}.py")]
         for i, recipe in enumerate(recipes)
     ]
-    return processes.start(
-        folder / name, arguments, devices=4, environment={"JAX_ENABLE_X64": "1"}
-    )
-
-
-def run_processes(
-    recipe: config_lib.Config, folder: pathlib.Path, name: str, count: int
-) -> list[str]:
-    """Runs `count` processes to their end; returns what each printed."""
-    outputs = []
-    for process in start_processes([recipe] * count, folder, name):
-        code, out, err = processes.finish(process)
-        assert code == 0, err[-3000:]
-        outputs.append(out)
-    return outputs
-
-
-def test_two_processes_train_resume_and_count_as_one(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
-) -> None:
-    recipe = changed(
-        tiny_config,
-        model__dtype="float64",
-        model__batch_norm_across_replicas=True,
-        data__eval_batch_size=16,
-        data__validation_split="train[90%:93%]",
-        optimizer__schedule="plateau",
-        log_every_steps=1,
-        eval_every_epochs=0.1,
-        num_steps=4,
-    )
-    run_processes(recipe, tmp_path, "one", 1)
-    cut = changed(recipe, shard_fc=True)
-    outputs = run_processes(cut, tmp_path, "two", 2)
-    assert "4 x cpu in 2 process(es)" in outputs[0]
-    # The other process says nothing of the run; Gloo's greetings may be interleaved.
-    for ours in ("devices:", "parameters:", "step ", "test top1"):
-        assert ours in outputs[0] and ours not in outputs[1]
-    one, two = (progress.read_records(tmp_path / name) for name in ("one", "two"))
-    assert [(r["step"], r["split"]) for r in one] == [
-        (r["step"], r["split"]) for r in two
-    ]
-    for ours, theirs in zip(two, one, strict=True):
-        for name in ("count", "top1", "top5"):
-            assert ours[name] == theirs[name], (ours, theirs)
-        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=0, atol=1e-9)
-    assert {r["count"] for r in two if r["split"] == "validation"} == {43}
-
-    # Two processes go on from what one process saved, and the other way round.
-    longer = changed(recipe, num_steps=6, resume_with_changes=True)
-    assert "resumed at step 4" in run_processes(longer, tmp_path, "one", 2)[0]
-    assert "resumed at step 4" in run_processes(longer, tmp_path, "two", 1)[0]
-    leaves = []
-    for name in ("one", "two"):
-        with checkpoint.Checkpoints(tmp_path / name / "checkpoints", 3) as checkpoints:
-            leaves.append(checkpoints.read(6).leaves)
-    for path, leaf in leaves[0].items():
-        np.testing.assert_allclose(leaf, leaves[1][path], rtol=0, atol=1e-9)
+    return processes.start(folder / "run", arguments, devices=devices, folders=folders)
 
 
 @pytest.fixture
@@ -124,20 +77,88 @@ def test_a_signal_to_one_process_stops_both_at_one_step(
     if number == signal.SIGINT:
         return
     longer = changed(long_config, num_steps=step + 1, resume_with_changes=True)
-    assert f"resumed at step {step}" in run_processes(longer, tmp_path, "run", 1)[0]
+    (alone,) = start_processes([longer], tmp_path)
+    code, out, err = processes.finish(alone)
+    assert code == 0, err[-3000:]
+    assert f"resumed at step {step}" in out
+
+
+def assert_all_refuse(
+    started: list[processes.Process], *parts: str, workdir: pathlib.Path
+) -> list[processes.Ended]:
+    """All end with code 1 and a message with these parts, before anything is done."""
+    ended = [processes.finish(process, 120) for process in started]
+    assert [one.code for one in ended] == [1, 1]
+    for one in ended:
+        for part in parts:
+            assert part in one.err
+    assert not workdir.exists()
+    return ended
 
 
 def test_a_process_with_other_settings_is_found_before_the_first_step(
     long_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
-    other = changed(long_config, data__flip=True, seed=7)
-    started = start_processes([long_config, other], tmp_path)
-    ended = [processes.finish(process, 120) for process in started]
-    assert [one.code for one in ended] == [1, 1]
+    other = changed(long_config, data__flip=True, data__batch_size=32, seed=7)
+    ended = assert_all_refuse(
+        start_processes([long_config, other], tmp_path),
+        "[1] differ from process 0 in config.data.batch_size, config.data.flip, "
+        "config.seed;",
+        workdir=tmp_path / "run",
+    )
     for one, here in zip(ended, ("seed=0", "seed=7"), strict=True):
-        assert "[1] differ from process 0 in config.data.flip, config.seed;" in one.err
         assert here in one.err
-    assert not progress.read_records(tmp_path / "run")
+
+
+def test_a_process_with_other_devices_is_found_before_the_first_step(
+    long_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    assert_all_refuse(
+        start_processes([long_config] * 2, tmp_path, devices=[3, 1]),
+        "numbers of devices: 3 in process 0, 1 in process 1; give each",
+        workdir=tmp_path / "run",
+    )
+
+
+def write_images(folder: pathlib.Path) -> None:
+    """80 images of a shade each, in two classes, for training, and as many to test."""
+    for split in ("train", "test"):
+        for label in ("dark", "light"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(40):
+                shade = i + (150 if label == "light" else 0)
+                image = PIL.Image.new("L", (32, 32), shade)
+                image.save(folder / split / label / f"{i}.png")
+
+
+@pytest.fixture
+def image_config(long_config: config_lib.Config) -> config_lib.Config:
+    """Training on the images in `images`, from wherever the process stands."""
+    return changed(
+        long_config,
+        model__num_classes=2,
+        data__name="folder",
+        data__data_dir="images",
+        data__train_split="train",
+        data__validation_split="",
+        data__batch_size=16,
+        checkpoint_every_steps=1,
+    )
+
+
+def test_a_process_with_other_images_is_found_before_the_first_step(
+    image_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for folder in folders:
+        write_images(folder / "images")
+    moved = folders[1] / "images" / "train" / "dark" / "7.png"
+    moved.rename(moved.with_name("97.png"))  # as many images, of the same classes
+    assert_all_refuse(
+        start_processes([image_config] * 2, tmp_path, folders=folders),
+        "[1] differ from process 0 in data;",
+        workdir=tmp_path / "run",
+    )
 
 
 @pytest.mark.parametrize(

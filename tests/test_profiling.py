@@ -1,5 +1,7 @@
 """Real runs leave a trace of just the steps that were asked for."""
 
+import gzip
+import json
 import pathlib
 
 import jax
@@ -12,20 +14,16 @@ from vgg_flax import profiling, run_directory, trainer
 
 
 def traced_steps(workdir: pathlib.Path) -> list[list[int]]:
-    """The numbers of the steps in each trace, as the profiler reads it back."""
+    """The numbers of the steps in each trace, oldest trace first."""
     traces = []
-    for path in sorted(workdir.glob("profile/plugins/profile/*/*.xplane.pb")):
-        data = jax.profiler.ProfileData.from_file(str(path))
-        steps = [
-            value
-            for plane in data.planes
-            for line in plane.lines
-            for event in line.events
-            if event.name == "train"
-            for name, value in event.stats
-            if name == "step_num"
-        ]
-        traces.append(sorted(int(step) for step in steps))
+    for folder in sorted(workdir.glob("profile/plugins/profile/*")):
+        (xplane,) = folder.glob("*.xplane.pb")  # what xprof reads
+        assert xplane.stat().st_size > 1000
+        (events,) = folder.glob("*.trace.json.gz")  # the same, as JSON
+        with gzip.open(events) as stream:
+            told = json.load(stream)["traceEvents"]
+        steps = [e["args"]["step_num"] for e in told if e.get("name") == "train"]
+        traces.append(sorted(map(int, steps)))
     return traces
 
 

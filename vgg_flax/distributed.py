@@ -1,5 +1,6 @@
 """Several processes as one run: joining, agreeing on what is run and when to stop."""
 
+import collections
 import faulthandler
 import functools
 import hashlib
@@ -71,6 +72,21 @@ def code_digest() -> str:
     for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def check_devices() -> None:
+    """Sees that all processes have as many devices, as an even share of a batch needs.
+
+    Raises:
+      ConfigError: in all processes, naming how many each of them has.
+    """
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{n} in process {i}" for i, n in sorted(counts.items()))
+        raise ConfigError(
+            f"the processes have different numbers of devices: {listed}; give each as "
+            "many"
+        )
 
 
 def check_same(facts: dict[str, Any]) -> None:

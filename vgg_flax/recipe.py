@@ -1,10 +1,10 @@
 """A recipe and what the command line changes in it -> a config."""
 
-import pathlib
 import re
 from collections.abc import Sequence
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from vgg_flax.config import Config, ConfigError, flatten, unknown_key
@@ -43,7 +43,7 @@ def check_names(arguments: Sequence[str]) -> None:
         if match and match[1] not in flatten(Config()):
             raise unknown_key(match[1])
         match = re.match(r"--?config=(.*)", argument)
-        if match and not pathlib.Path(match[1]).is_file():
+        if match and not epath.Path(match[1]).is_file():
             raise ConfigError(f"--config={match[1]}: there is no such file")
 
 

@@ -47,6 +47,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
     config = config_lib.check(config)
     workdir = epath.Path(workdir).expanduser()
     shard = dataset.Shard(jax.process_index(), jax.process_count())
+    distributed.check_devices()
     _check_batch_sizes(config)
     run = _Run(config, workdir, shard)
     distributed.check_same(run.facts())
@@ -112,9 +113,8 @@ class _Run:
         return {
             **{f"config.{k}": v for k, v in config_lib.flatten(self.config).items()},
             "workdir": str(self.workdir),
-            "devices of each process": jax.local_device_count(),
             "data": [
-                (s.name, len(s), s.records[len(s) - 1]["key"], s.class_names)
+                (s.name, len(s), dataset.fingerprint(s), s.class_names)
                 for s in splits
                 if s is not None
             ],
@@ -278,7 +278,7 @@ class _Run:
         first, last = self.profiler.first_step, self.profiler.last_step
         self.events.write("profiled", first_step=first, last_step=last)
         folder = self.workdir / "profile"
-        self.log.say(f"profiled steps {first} to {last}: open with xprof {folder}")
+        self.log.say(f"profiled steps {first} to {last}: xprof --logdir={folder}")
 
     def _set_step(self, step: int) -> None:
         self.step = self.events.step = step

@@ -34,6 +34,10 @@ class ImageFiles:
         path, label = self._items[index]
         return {"image": path.read_bytes(), "label": label, "key": str(path)}
 
+    def listing(self) -> str:
+        """The images in their order, as CLASS/NAME, a line each; none is looked at."""
+        return "\n".join(f"{p.parent.name}/{p.name}" for p, _ in self._items)
+
     def fingerprint(self) -> str:
         """A hash of the images' names, classes and sizes; none of them is read."""
         facts = [
