@@ -13,7 +13,7 @@ import pytest
 from flax import traverse_util
 
 from vgg_flax.model import VARIANTS, VGG
-from vgg_flax.weights import WeightsError, layouts, mapping
+from vgg_flax.weights import WeightsError, layouts, mapping, recognition
 from vgg_flax.weights import metadata as metadata_lib
 
 # Index of each convolution in torchvision's `features`, read off its own modules.
@@ -538,15 +538,45 @@ def test_grey_nets_do_not_get_colour_pixels() -> None:
     assert "takes 1 channel(s)" in listed(tensors)
 
 
-def test_a_vgg16_of_unknown_origin_is_said_to_be_taken_for_torchvisions(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("blue_first", [True, False])
+@pytest.mark.parametrize(
+    ("variant", "biases", "ends"),
+    [  # printed by people who had the authors' caffemodels or matconvnet's copies
+        (
+            "vgg16",
+            "0.734 0.093 0.068 0.886 0.26 0.664 -0.016 0.325",
+            (0.429, 0.48),
+        ),
+        (
+            "vgg19",
+            "0.73 0.065 0.034 0.826 0.258 0.549 -0.012 0.348",
+            (0.341, 0.394),
+        ),
+    ],
+)
+def test_the_authors_nets_saved_again_keep_their_pixels(
+    variant: str, biases: str, ends: tuple[float, float], blue_first: bool
 ) -> None:
-    mapping.to_weights(torchvision_tensors("vgg16"))
-    assert "--preprocessing caffe" in caplog.text
-    caplog.clear()
-    mapping.to_weights(torchvision_tensors("vgg16"), sha256="397923af" + "0" * 56)
-    mapping.to_weights(torchvision_tensors("vgg16_bn"))
-    assert not caplog.text
+    tensors = torchvision_tensors(variant)
+    kernel = random(10, 3, 3, 3, seed=[0])
+    blue, red = ends
+    kernel[0, :, 0, 0] = (blue, 0, red) if blue_first else (red, 0, blue)
+    tensors["features.0.weight"] = kernel
+    tensors["features.0.bias"] = np.array(biases.split(), np.float32)
+    tensors["features.2.weight"] = random(4, 10, 3, 3, seed=[1])
+
+    def pixels(**changes: np.ndarray) -> layouts.Pixels:
+        changed = tensors | {f"features.0.{k}": v for k, v in changes.items()}
+        match = recognition.recognise(changed)
+        return recognition.find_pixels(match, changed, "", None, None)
+
+    assert pixels() == layouts.Pixels(layouts.CAFFE, bgr=blue_first)
+    rounded = {"weight": kernel.astype(np.float16), "bias": tensors["features.0.bias"]}
+    rounded["bias"] = (rounded["bias"] + 0.01).astype(np.float16)
+    assert pixels(**rounded).preprocessing == layouts.CAFFE
+    others = tensors["features.0.bias"][::-1]
+    assert pixels(bias=others) == layouts.PIXELS["torchvision"]
+    assert pixels(bias=others * np.nan) == layouts.PIXELS["torchvision"]
 
 
 def full_size_shapes(variant: str) -> dict[str, tuple[int, ...]]:

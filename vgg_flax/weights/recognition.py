@@ -1,7 +1,6 @@
 """What a file's names say: whose layout, which variant, and the pixels they want."""
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,7 +13,19 @@ Tensors = Mapping[str, np.ndarray]
 
 # Published under torchvision's names, for other pixels; by the head of the sha256.
 _KNOWN_PIXELS = {"00b39a1b": "caffe", "d01eb7cb": "caffe"}  # jcjohnson's VGG-16, -19
-_TORCHVISION = {"397923af", "dcbb9e9d"}  # its own vgg16 and vgg19
+# How the authors' two nets begin, which were saved again under many names: conv1_1's
+# first eight biases, and its first kernel's top left weight for blue and for red. The
+# scale of conv1_1 does not tell them from torchvision's: both have an rms of about 0.2.
+_AUTHORS = {
+    "vgg16": (
+        (0.7343, 0.0934, 0.0678, 0.8863, 0.2599, 0.6643, -0.0158, 0.3249),
+        *(0.4295, 0.4800),
+    ),
+    "vgg19": (
+        (0.7302, 0.0649, 0.0343, 0.8260, 0.2578, 0.5487, -0.0124, 0.3479),
+        *(0.3412, 0.3942),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +123,7 @@ def find_pixels(
     assert name is not None
     if name == "torchvision":
         _check_scale(match, tensors, ask)
-        if match.variant in ("vgg16", "vgg19"):
-            _warn_of_caffe(match, sha256)
+        return _authors_pixels(match, tensors) or layouts.PIXELS[name]
     return layouts.PIXELS[name]
 
 
@@ -134,14 +144,23 @@ def _check_scale(match: Match, tensors: Tensors, ask: str) -> None:
         )
 
 
-def _warn_of_caffe(match: Match, sha256: str) -> None:
-    """The authors' two nets were also published under torchvision's names."""
-    if match.layout.name.startswith("torchvision") and sha256[:8] not in _TORCHVISION:
-        logging.warning(
-            "taking torchvision's pixels for a %s that is none of the published files "
-            "by its sha256; if it comes from Caffe's weights: --preprocessing caffe",
-            match.variant,
-        )
+def _authors_pixels(match: Match, tensors: Tensors) -> Pixels | None:
+    """Caffe's, if conv1_1 is that of the authors' net, fine-tuned or rounded or not."""
+    if match.variant not in _AUTHORS:
+        return None
+    biases, blue, red = _AUTHORS[match.variant]
+    kernel_slot, bias_slot = list(layouts.slots(match.layout, match.variant))[:2]
+    kernel = tensors.get(match.names.get(kernel_slot.foreign, ""))
+    bias = tensors.get(match.names.get(bias_slot.foreign, ""))
+    if kernel is None or bias is None or kernel.ndim != 4 or bias.size < len(biases):
+        return None
+    # Fine-tuning moves them by thousandths; biases of other nets are half a unit away.
+    distance = np.abs(bias.ravel()[: len(biases)].astype(np.float64) - biases).max()
+    if not distance <= 0.05:  # nor NaN
+        return None
+    first = float(kernel[0, 0, 0, 0])  # the first whatever the order of the axes
+    caffe = layouts.PIXELS["caffe"]
+    return dataclasses.replace(caffe, bgr=abs(first - blue) < abs(first - red))
 
 
 def top_slots(match: Match) -> list[Slot]:
