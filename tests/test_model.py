@@ -578,6 +578,22 @@ def test_the_papers_letters_are_variants_too(letter):
     assert initial_shapes(small_net(letter))["params"]
 
 
+def test_relu_is_jaxs_own_under_every_transformation() -> None:
+    x = jnp.array([[-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf]])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for of in (
+            lambda f, x: f(x),
+            lambda f, x: jax.jvp(f, (x,), (3 * jnp.ones_like(x),))[1],
+            lambda f, x: jax.grad(lambda x: (f(x) * 3).sum())(x),
+            lambda f, x: jax.vmap(jax.jacrev(f))(x),
+            lambda f, x: jax.jacfwd(jax.jacrev(f))(x),
+            lambda f, x: jax.grad(lambda x: jax.checkpoint(f)(x).sum())(x),
+        ):
+            one, other = (of(f, x.astype(dtype)) for f in (model.relu, jax.nn.relu))
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
 def test_gradient_and_jvp_by_the_image_equal_the_numpy_nets_difference():
     net = small_net("vgg11_lrn", dtype="float64")
     variables, images = random_variables(net), random_images(2, 32, 33, 3)

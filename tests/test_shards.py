@@ -76,6 +76,20 @@ def test_cutting_changes_nothing_with_micro_batches_and_remat(
     assert_close(whole, cut)
 
 
+def test_remat_without_batch_norm_goes_some_images_at_a_time(
+    recipe: config_lib.Config,
+) -> None:
+    recipe = changed(recipe, model__variant="vgg11")
+    frugal = changed(recipe, shard_fc=True, remat=True)
+    with jax.enable_x64(True):
+        assert_close(train(recipe, 1), train(frugal, 2))
+        text = jax.make_jaxpr(
+            train_step.make_train_step(frugal, lambda _: 0.05),
+            axis_env=[(parallel.AXIS_NAME, 1)],
+        )(jax.eval_shape(lambda: train_step.init_state(frugal)), batch(0))
+    assert "3,16,32,32,1" in str(text)  # 48 images
+
+
 def test_a_head_without_hidden_layers_is_cut_too(recipe: config_lib.Config) -> None:
     recipe = changed(recipe, model__head="gap")
     with jax.enable_x64(True):

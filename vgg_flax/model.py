@@ -82,6 +82,25 @@ INITIALIZERS: dict[str, tuple[_Initializer, _Initializer]] = {
 }
 
 
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), of whose derivation only the result is kept.
+
+    The next layer keeps that anyway. XLA would rather keep x, compute relu wherever it
+    is needed, and keep its result as well for a pool: two arrays for one.
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    y = jax.lax.optimization_barrier(relu(x))
+    return y, jnp.where(y > 0, tangent, jnp.zeros_like(tangent))
+
+
 def max_pool(x: jax.Array) -> jax.Array:
     """2x2 windows, stride 2, an odd last row or column dropped: `[B, H, W, C]`.
 
@@ -369,7 +388,7 @@ class VGG(nn.Module):
             x = self._conv(f"conv{name}", width, window, conv_init, self.conv_bias)(x)
             if variant.batch_norm:
                 x = self._batch_norm(f"bn{name}", train)(x)
-            x = self._tap(f"relu{name}", nn.relu(x))
+            x = self._tap(f"relu{name}", relu(x))
         if variant.lrn and stage == 1:
             x = local_response_normalization(x)
         return self._tap(f"pool{stage}", POOLINGS[self.pooling](x))
@@ -391,7 +410,7 @@ class VGG(nn.Module):
             for k, width in enumerate(self.fc_widths, start=6):
                 window = self.fc6_window if k == 6 else 1
                 x = self._conv(f"fc{k}", width, window, fc_init)(x)
-                x = self._tap(f"relu{k}", nn.relu(x))
+                x = self._tap(f"relu{k}", relu(x))
                 if train and self.dropout_rate:
                     key = self.make_rng("dropout")
                     x = example_dropout(x, self.dropout_rate, key, example_index)

@@ -26,6 +26,10 @@ _GATHERED_UNDER = {1: "fc8", 2: "fc7", 3: "fc6"}
 # these: the first round moves half of all bytes, the second a quarter, ...
 _REDUCED_UNDER = (((5, 4), 1), ((3,), 1), ((2,), 2), ((1,), 99))
 
+# How many images `config.remat` does at a time: enough to fill a matrix unit with, and
+# little memory even where 64 channels take the room of a TPU's 128 lanes.
+_REMAT_IMAGES = 16
+
 
 class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys and the data position are not here:
@@ -155,21 +159,26 @@ def make_train_step(
 
 
 def _make_grad_fn(config: Config, shards: parallel.FCShards) -> Callable[..., Any]:
-    """`grad_fn(params, batch_stats, batch, key) -> (grads, own), (batch_stats, sums)`.
+    """`grad_fn(params, batch_stats, batch, totals, key)`.
+
+    It returns `(grads, own), (batch_stats, sums)`: gradients, to which `totals`, those
+    of the micro-batches before, are added as soon as they are known.
 
     Back-propagation by hand, part by part of the net, because two things happen between
-    the parts: with `config.remat` a stage's activations are computed again
-    when its turn comes, and the gradients of FC kernels, which are ready first, are
-    reduced over the replicas (`own`) while the convolutions are busy.
+    the parts: with `config.remat` a stage's activations are computed again when its
+    turn comes, for some images at a time, and the gradients of FC kernels, which are
+    ready first, are reduced over the replicas (`own`) while the convolutions are busy.
     """
     net = make_model(config.model)
     preprocessing = preprocess.Preprocessing.of(config.data)
 
     def grad_fn(
-        params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array
+        params: Any, batch_stats: Any, batch: Any, totals: Any, key: jax.Array
     ) -> Any:
-        # Keeps the compiler from putting off a stage, or what is to travel under it.
-        hold = jax.lax.optimization_barrier if shards.shapes else lambda x: x
+        # Keeps the compiler from putting off a stage, what is to travel under it, or
+        # the sum that makes a gradient's memory free.
+        held = shards.shapes or totals[0]
+        hold = jax.lax.optimization_barrier if held else lambda x: x
 
         def run(part: int, params: Any, x: jax.Array) -> Any:
             return net.apply(
@@ -199,31 +208,59 @@ def _make_grad_fn(config: Config, shards: parallel.FCShards) -> Callable[..., An
                 x, mine, kernels = hold((x, rows[layer], kernels))
                 kernels[layer] = shards.gather(layer, mine)
             fn = functools.partial(run, stage)
-            fn = jax.checkpoint(fn) if config.remat else fn
+            if config.remat:
+                fn = _frugal(fn, None if batch_stats else _REMAT_IMAGES)
             x, pullbacks[stage], update = jax.vjp(
                 fn, _part(params, stage), x, has_aux=True
             )
             updates |= update.get("batch_stats", {})
         whole = parallel.replace_kernels(_part(params, model.PARTS[-1]), kernels)
         _, pullback, sums = jax.vjp(head, whole, x, has_aux=True)
-        grads, g = pullback(jnp.ones((), net.param_dtype))
-        pending = shards.cut(grads)
+        of_head, g = pullback(jnp.ones((), net.param_dtype))
+        pending = shards.cut(of_head)
+        for layer in pending:
+            of_head[layer] = {k: v for k, v in of_head[layer].items() if k != "kernel"}
+        g, grads, pending = hold((g, _plus(totals[0], of_head), pending))
         rounds = iter(range(shards.rounds))
-        g, pending = hold((g, pending))
         for stages, count in _REDUCED_UNDER:
             for number in itertools.islice(rounds, count):
                 pending = shards.halve(number, pending)
             for stage in stages:
                 of_stage, g = pullbacks[stage](g)
-                g, of_stage = hold((g, of_stage))
+                g, of_stage = hold((g, _plus(totals[0], of_stage)))
                 grads |= of_stage
             g, pending = hold((g, pending))
-        own = shards.own(pending)
-        for layer in own:
-            grads[layer] = {k: v for k, v in grads[layer].items() if k != "kernel"}
+        own = _plus(totals[1], shards.own(pending))
         return (grads, own), (updates, sums)
 
     return grad_fn
+
+
+def _frugal(run: Callable[..., Any], images: int | None) -> Callable[..., Any]:
+    """`run(params, x)`, whose derivative keeps x alone.
+
+    Given `images`, it goes through x so many at a time, or the next smaller number that
+    divides the batch, forwards and backwards: the activations of no more are there.
+    """
+    run = jax.checkpoint(run)
+    if images is None:
+        return run
+
+    def in_turn(params: Any, x: jax.Array) -> Any:
+        each = max(n for n in range(1, images + 1) if len(x) % n == 0)
+        chunks = x.reshape(-1, each, *x.shape[1:])
+        y, update = jax.lax.map(functools.partial(run, params), chunks)
+        return y.reshape(len(x), *y.shape[2:]), update
+
+    return in_turn
+
+
+def _plus(totals: Any, grads: Any) -> Any:
+    """The sums, by layer; `totals` may be empty, or have more layers."""
+    return {
+        layer: jax.tree.map(jnp.add, totals[layer], g) if layer in totals else g
+        for layer, g in grads.items()
+    }
 
 
 def _part(params: Any, part: int) -> Any:
@@ -262,23 +299,23 @@ def _accumulate(
     global batch is cut over devices. BatchNorm sees them one after the other.
 
     Args:
-      grad_fn: `(batch_stats, batch) -> (grads, (batch_stats, sums))`.
+      grad_fn: of `_make_grad_fn`, with all but its second to fourth argument.
     """
     if pieces == 1:
-        grads, (batch_stats, sums) = grad_fn(batch_stats, batch)
+        grads, (batch_stats, sums) = grad_fn(batch_stats, batch, ({}, {}))
         return batch_stats, grads, sums
 
     def add_piece(carry: Any, piece: Any) -> tuple[Any, None]:
-        batch_stats, totals = carry
-        grads, (batch_stats, sums) = grad_fn(batch_stats, piece)
-        return (batch_stats, jax.tree.map(jnp.add, totals, (grads, sums))), None
+        batch_stats, totals, total_sums = carry
+        totals, (batch_stats, sums) = grad_fn(batch_stats, piece, totals)
+        return (batch_stats, totals, jax.tree.map(jnp.add, total_sums, sums)), None
 
     # [B, ...] -> [pieces, B / pieces, ...]
     cut = jax.tree.map(
         lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch
     )
     first = jax.tree.map(lambda x: x[0], cut)
-    grads, (_, sums) = jax.eval_shape(grad_fn, batch_stats, first)
+    grads, (_, sums) = jax.eval_shape(grad_fn, batch_stats, first, ({}, {}))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
-    (batch_stats, (grads, sums)), _ = jax.lax.scan(add_piece, (batch_stats, zeros), cut)
+    (batch_stats, grads, sums), _ = jax.lax.scan(add_piece, (batch_stats, *zeros), cut)
     return batch_stats, grads, sums
