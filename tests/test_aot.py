@@ -62,8 +62,8 @@ def test_the_training_step(recipe: str, tmp_path: pathlib.Path) -> None:
     assert (told["chips"], told["per_chip_batch"]) == (8, 16)
     # Forward 2 FLOPs a multiply-add, backward twice as many; conv1_1 gets no gradient
     # with respect to the images.
-    macs = _multiply_adds()
-    assert told["flops"]["image"] == pytest.approx(6 * macs, rel=0.15)
+    every, first = _multiply_adds()
+    assert told["flops"]["image"] == pytest.approx(6 * every - 2 * first, rel=0.01)
     memory = told["memory"]
     kernels = 4 * 64 * 512 + 512 * 256 + 256 * 10
     whole = told["parameter_bytes"]
@@ -78,25 +78,53 @@ def test_the_training_step(recipe: str, tmp_path: pathlib.Path) -> None:
     assert "estimate" in told["roofline"]["is"]
 
 
-def _multiply_adds() -> float:
-    total, side, channels = 0.0, 64, 3
-    for stage, width in zip(
+def _multiply_adds(height: int = 64, width: int = 64) -> tuple[int, int]:
+    """Of an image's forward pass, and of its first layer, margins left out."""
+    layers, channels = [], 3
+    for stage, out in zip(
         model.VARIANTS["vgg11"].stages, model.STAGE_WIDTHS, strict=True
     ):
         for window in stage:
-            total += side**2 * window**2 * channels * (width // 8)
-            channels = width // 8
-        side //= 2
-    return total + 4 * 64 * 512 + 512 * 256 + 256 * 10
+            pixels = (window * height - 2) * (window * width - 2)
+            layers.append(pixels * channels * (out // 8))
+            channels = out // 8
+        height, width = height // 2, width // 2
+    places = (height - 1) * (width - 1)
+    layers.append(places * (4 * 64 * 512 + 512 * 256 + 256 * 10))
+    return sum(layers), layers[0]
 
 
-@pytest.mark.parametrize("program", ["evaluate", "dense"])
-def test_evaluation_steps(recipe: str, tmp_path: pathlib.Path, program: str) -> None:
+def test_loops_are_counted_as_often_as_they_turn(
+    recipe: str, tmp_path: pathlib.Path
+) -> None:
+    told = compiled(
+        recipe,
+        tmp_path / "report.json",
+        *("--per-chip-batch", "64", "--config.remat=true"),
+        *("--config.optimizer.accumulation_steps=2", "--config.model.variant=vgg11"),
+    )
+    # Two turns of the step, in them two of 16 images: forward, again, and backward.
+    every, first = _multiply_adds()
+    assert told["flops"]["image"] == pytest.approx(8 * every - 2 * first, rel=0.05)
+    permutes = [e for e in told["collectives"] if e["kind"] == "collective-permute"]
+    halves = 4 * 64 * 512 + 512 * 256 + 256 * 10  # of the FC gradients, as bfloat16
+    exchanged = sum(e["bytes"] for e in permutes)
+    assert exchanged == pytest.approx(2 * halves * 2 * 7 / 8, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("program", "size"), [("evaluate", (64, 64)), ("dense", (96, 128))]
+)
+def test_evaluation_steps(
+    recipe: str, tmp_path: pathlib.Path, program: str, size: tuple[int, int]
+) -> None:
     more = ["--program", program, "--per-chip-batch", "8"]
     more += ["--image-size", "96x128"] if program == "dense" else []
     told = compiled(recipe, tmp_path / "report.json", *more)
-    assert told["image_size"] == ([96, 128] if program == "dense" else [64, 64])
-    assert told["memory"]["optimizer"] == 0 if "optimizer" in told["memory"] else True
+    assert told["image_size"] == [*size]
+    every, _ = _multiply_adds(*size)
+    assert told["flops"]["image"] == pytest.approx(2 * every, rel=0.01)
+    assert "optimizer" not in told["memory"] and "params" in told["memory"]
 
 
 def test_what_does_not_fit_says_how_much_is_missing(recipe: str) -> None:

@@ -1,29 +1,18 @@
 """Checkpoints come back bit for bit, or say what is wrong."""
 
-import gc
 import logging
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ORBAX_LEAVES_COROUTINES
 
 from vgg_flax import checkpoint, config, parallel, train_step
 
-# Orbax leaves coroutines of failed reads behind; Python reports their end when it
-# collects them, which is made to happen here and not in another file's test.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def collect_garbage() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = ORBAX_LEAVES_COROUTINES
 
 
 @pytest.fixture

@@ -142,7 +142,6 @@ def image_config(long_config: config_lib.Config) -> config_lib.Config:
         data__train_split="train",
         data__validation_split="",
         data__batch_size=16,
-        checkpoint_every_steps=1,
     )
 
 

@@ -132,51 +132,22 @@ def compile_program(
       ConfigError: the recipe is wrong, or its batch does not divide over the chips.
       ShortageError: it does not fit into the chips' memory.
     """
-    chips, data = len(devices), config.data
-    field = "batch_size" if name == "train" else "eval_batch_size"
-    if per_chip_batch is not None:
-        data = dataclasses.replace(data, **{field: per_chip_batch * chips})
-    config = config_lib.check(dataclasses.replace(config, data=data))
-    pieces = config.optimizer.accumulation_steps if name == "train" else 1
-    total = getattr(config.data, field)
-    config_lib.check_batch(
-        f"data.{field}", total, chips * pieces, f"{chips} chip(s) x {pieces} step(s)"
-    )
-    each, side = total // chips, config.data.crop_size
-    size = (side, side)
+    chips = len(devices)
+    config, each = _check_batch(name, config, chips, per_chip_batch)
+    size = (config.data.crop_size, config.data.crop_size)
     if name == "dense":
         size = image_size or (config.data.test_scale, config.data.test_scale * 4 // 3)
-    shards = train_step.make_shards(config, chips, devices)
+    shards = parallel.UNCUT
+    if name != "dense":
+        shards = train_step.make_shards(config, chips, devices)
     state = jax.eval_shape(lambda: train_step.init_state(config))
-    variables = state.variables
-    lead, channels = (chips, each), config.model.in_channels
-    batch = {"image": jax.ShapeDtypeStruct((*lead, *size, channels), jnp.uint8)}
-    labels = {
-        "label": jax.ShapeDtypeStruct(lead, jnp.int32),
-        "mask": jax.ShapeDtypeStruct(lead, jnp.bool_),
-    }
+    given = state if name == "train" else state.variables
     kinds = {"params": state.params, "batch_stats": state.batch_stats}
     if name == "train":
-        schedule = optimizer.make_schedule(config.optimizer, 1000.0, 100_000)
-        step = train_step.make_train_step(config, schedule, shards)
-        batch |= labels | {"index": jax.ShapeDtypeStruct(lead, jnp.int32)}
-        if config.data.color_shift:
-            batch["color_shift"] = jax.ShapeDtypeStruct((*lead, 3), jnp.float32)
-        given, kinds["optimizer"] = state, state.opt_state
-    elif name == "evaluate":
-        step = train_step.make_eval_step(config, shards)
-        batch |= labels
-        given = variables
-    else:
-        shards = parallel.UNCUT
-        step = posteriors.make_step(
-            train_step.make_model(config.model),
-            preprocess.Preprocessing.of(config.data),
-        )
-        batch["size"] = jax.ShapeDtypeStruct((*lead, 2), jnp.int32)
-        given = variables
+        kinds["optimizer"] = state.opt_state
+    batch = _batch_shapes(name, config, (chips, each), size)
     mapped = parallel.pmap_step(
-        step,
+        _make_step(name, config, shards),
         donate_state=name == "train",
         state_axes=shards.axes(given),
         devices=devices,
@@ -204,6 +175,50 @@ def compile_program(
             raise
         raise ShortageError(_shortage(program, str(error))) from error
     return dataclasses.replace(program, compiled=compiled)
+
+
+def _check_batch(
+    name: str, config: Config, chips: int, per_chip_batch: int | None
+) -> tuple[Config, int]:
+    """The checked config with the batch asked for, and a chip's part of it."""
+    field = "batch_size" if name == "train" else "eval_batch_size"
+    data = config.data
+    if per_chip_batch is not None:
+        data = dataclasses.replace(data, **{field: per_chip_batch * chips})
+    config = config_lib.check(dataclasses.replace(config, data=data))
+    pieces = config.optimizer.accumulation_steps if name == "train" else 1
+    total = getattr(config.data, field)
+    config_lib.check_batch(
+        f"data.{field}", total, chips * pieces, f"{chips} chip(s) x {pieces} step(s)"
+    )
+    return config, total // chips
+
+
+def _make_step(
+    name: str, config: Config, shards: parallel.FCShards
+) -> Callable[..., Any]:
+    if name == "train":
+        schedule = optimizer.make_schedule(config.optimizer, 1000.0, 100_000)
+        return train_step.make_train_step(config, schedule, shards)
+    if name == "evaluate":
+        return train_step.make_eval_step(config, shards)
+    net = train_step.make_model(config.model)
+    return posteriors.make_step(net, preprocess.Preprocessing.of(config.data))
+
+
+def _batch_shapes(
+    name: str, config: Config, lead: tuple[int, int], size: tuple[int, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = jax.ShapeDtypeStruct
+    batch = {"image": shape((*lead, *size, config.model.in_channels), jnp.uint8)}
+    if name == "dense":
+        return batch | {"size": shape((*lead, 2), jnp.int32)}
+    batch |= {"label": shape(lead, jnp.int32), "mask": shape(lead, jnp.bool_)}
+    if name == "train":
+        batch["index"] = shape(lead, jnp.int32)
+        if config.data.color_shift:
+            batch["color_shift"] = shape((*lead, 3), jnp.float32)
+    return batch
 
 
 def find_batch(

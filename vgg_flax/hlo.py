@@ -7,8 +7,10 @@ turns, where the program says how often.
 """
 
 import dataclasses
+import logging
 import math
 import re
+from collections.abc import Iterator
 
 _BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
@@ -23,6 +25,8 @@ _KINDS = (
     "all-to-all",
     "collective-permute",
 )
+# Operations that rename what is there already.
+_IDLE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "-done")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Operation:
       opcode: fusion, all-reduce, collective-permute-start, ...
       result_bytes: of the result: of all its arrays, or, where an exchange is begun,
         of the largest.
-      touched_bytes: of the result and of what it is made of.
+      touched_bytes: of the result and of what it is made of; 0: it moves nothing.
       operands: names.
       cycles: the compiler's own estimate; 0 where it gives none.
-      matrix: whether it multiplies matrices or convolves.
+      flops: of its convolutions, which all products of matrices are to a TPU.
       text: the whole line, with the computations that it calls.
     """
 
@@ -47,7 +51,7 @@ class Operation:
     touched_bytes: int
     operands: tuple[str, ...]
     cycles: int
-    matrix: bool
+    flops: int
     text: str
 
 
@@ -93,8 +97,7 @@ def operations(text: str, computation: str | None = None) -> list[Operation]:
         if match is None:
             continue
         name, shape, opcode, rest = match.groups()
-        called = re.findall(r"(?:calls|to_apply)=%([\w.-]+)", rest)
-        inner = "\n".join([line, *(bodies.get(body, "") for body in called)])
+        inner = _with_called(line, bodies)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', rest)
         operands = tuple(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
         sizes = _array_bytes(shape) or [0]
@@ -104,13 +107,34 @@ def operations(text: str, computation: str | None = None) -> list[Operation]:
             name,
             opcode,
             result_bytes,
-            result_bytes + taken,
+            0 if opcode.endswith(_IDLE) else result_bytes + taken,
             operands,
             int(cycles[1]) if cycles else 0,
-            re.search(r" (convolution|dot)\(", inner) is not None,
+            _flops(inner),
             inner,
         )
     return list(found.values())
+
+
+def schedule(
+    text: str, computation: str | None = None
+) -> Iterator[tuple[Operation, int]]:
+    """What is run, each operation with how often: those of a loop, not the loop.
+
+    Args:
+      text: the program.
+      computation: as in `operations`.
+
+    Raises:
+      ValueError: as `operations`.
+    """
+    for operation in operations(text, computation):
+        if operation.opcode == "while":
+            body, turns = _loop(text, operation)
+            for inner, times in schedule(text, body):
+                yield inner, times * turns
+        else:
+            yield operation, 1
 
 
 def collectives(text: str, computation: str | None = None) -> list[Collective]:
@@ -141,11 +165,11 @@ def collectives(text: str, computation: str | None = None) -> list[Collective]:
         elif operation.opcode.startswith(_KINDS):
             found[i] = [_collective(operation, None)]
         elif operation.opcode == "while":
-            body = re.search(r"body=%([\w.-]+)", operation.text)
-            turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', operation.text)
-            inner = collectives(text, body[1] if body else None)
-            times = int(turns[1]) if turns else 1
-            found[i] = [dataclasses.replace(c, times=c.times * times) for c in inner]
+            body, turns = _loop(text, operation)
+            found[i] = [
+                dataclasses.replace(c, times=c.times * turns)
+                for c in collectives(text, body)
+            ]
     return [collective for i in sorted(found) for collective in found[i]]
 
 
@@ -167,6 +191,19 @@ def _collective(
     )
 
 
+def _loop(text: str, operation: Operation) -> tuple[str, int]:
+    """The computation that a loop repeats, and how often."""
+    names = dict(re.findall(r"(condition|body)=%([\w.-]+)", operation.text))
+    condition = _bodies(text).get(names["condition"], "")
+    # A loop of JAX counts from 0; TPU programs say how far in its condition alone.
+    turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', operation.text)
+    if turns is None and "direction=LT" in condition:
+        turns = re.search(r"s32\[\]\S* constant\((\d+)\)", condition)
+    if turns is None:
+        logging.warning("the turns of loop %s are not known: 1", operation.name)
+    return names["body"], int(turns[1]) if turns else 1
+
+
 def _edge(operation: Operation) -> str | None:
     """Whether an exchange is begun ("start") or ended ("done") here."""
     kinds = "|".join(_KINDS)
@@ -180,12 +217,80 @@ def _chain(operation: Operation) -> str | None:
     return f"chain {match[1]}" if match else None
 
 
+def _with_called(line: str, bodies: dict[str, str]) -> str:
+    """A line and, below it, the computations that it is made of, and theirs."""
+    called = re.findall(r"(?:calls|to_apply)=%([\w.-]+)", line)
+    inner = (_with_called(bodies.get(name, ""), bodies) for name in called)
+    return "\n".join([line, *inner])
+
+
 def _bodies(text: str) -> dict[str, str]:
     """The computations other than the entry, by name."""
     return {
         match[1]: match[2]
         for match in re.finditer(r"^%([\w.-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)
     }
+
+
+def _flops(lines: str) -> int:
+    """Of the convolutions in `lines`, which define their operands too.
+
+    As the compiler's own count: only where the window lies on pixels, for the fc6's
+    gradient is a convolution of one pixel in a margin of six.
+    """
+    dims = {
+        name: [int(n) for n in sizes.split(",") if n]
+        for name, sizes in re.findall(r"%([\w.-]+) = \w+\[([\d,]*)\]", lines)
+    }
+    total = 0
+    for name, image, kernel, rest in re.findall(
+        r"%([\w.-]+) = \S+ convolution\(%([\w.-]+), %([\w.-]+)\)([^\n]*)", lines
+    ):
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
+        assert labels, rest
+        sizes = [
+            dict(zip(of, dims[array], strict=True))
+            for of, array in zip(labels.groups(), (image, kernel, name), strict=True)
+        ]
+        window = dict(re.findall(r"(\w+)=([\dx_-]+)", rest.partition("window={")[2]))
+        products = sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"]
+        for i, side in enumerate(sorted(sizes[1].keys() - {"i", "o"})):
+            products *= _meetings(
+                *(sizes[k][side] for k in (0, 1, 2)),
+                stride=_entry(window, "stride", i, "1"),
+                margin=_entry(window, "pad", i, "0_0"),
+                image_step=_entry(window, "lhs_dilate", i, "1"),
+                kernel_step=_entry(window, "rhs_dilate", i, "1"),
+            )
+        total += 2 * products
+    return total
+
+
+def _entry(window: dict[str, str], name: str, i: int, default: str) -> int:
+    """Of a window's `3x3`, `2x2`, `1_1x1_1`: side i, the first number of it."""
+    text = window.get(name)
+    return int((text.split("x")[i] if text else default).split("_")[0])
+
+
+def _meetings(
+    image: int,
+    kernel: int,
+    result: int,
+    *,
+    stride: int,
+    margin: int,
+    image_step: int,
+    kernel_step: int,
+) -> int:
+    """Along one side: in how many pairs of result and kernel entry is there a pixel."""
+    places = (
+        at * stride + tap * kernel_step - margin
+        for tap in range(kernel)
+        for at in range(result)
+    )
+    return sum(
+        0 <= p <= (image - 1) * image_step and p % image_step == 0 for p in places
+    )
 
 
 def _array_bytes(shape: str) -> list[int]:

@@ -21,13 +21,17 @@ def report(program: Program) -> dict[str, Any]:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     text = compiled.as_text()
     exchanges = [_exchange(program, c) for c in hlo.collectives(text)]
-    cycles = sum(operation.cycles for operation in hlo.operations(text))
+    schedule = list(hlo.schedule(text))
+    flops = sum(operation.flops * times for operation, times in schedule)
+    cycles = sum(operation.cycles * times for operation, times in schedule)
+    # The compiler counts what is in a loop once: its count, times what loops repeat.
+    touched = cost["bytes accessed"] * (
+        sum(operation.touched_bytes * times for operation, times in schedule)
+        / sum(operation.touched_bytes for operation, _ in schedule)
+    )
     state_bytes = sum(
         size for kind, size in program.argument_bytes.items() if kind != "batch"
     )
-    # The compiler counts a loop's body once; all but the update is in it.
-    turns = config.optimizer.accumulation_steps if program.name == "train" else 1
-    flops, touched = cost["flops"] * turns, cost["bytes accessed"] * turns
     compute_s = flops / chip.peak_flops
     memory_s = touched / chip.memory_bandwidth
     exposed_s = sum(e["seconds"] * (1 - e["hidden"]) for e in exchanges)
@@ -84,7 +88,7 @@ def _exchange(program: Program, collective: hlo.Collective) -> dict[str, Any]:
 
     def seconds(operation: hlo.Operation) -> float:
         estimate = operation.cycles / chip.clock
-        if operation.matrix:
+        if operation.flops:
             return estimate
         return min(estimate, operation.touched_bytes / chip.memory_bandwidth)
 

@@ -22,6 +22,7 @@ from vgg_flax import (
     progress,
     report,
     run_directory,
+    starting,
     train_step,
 )
 from vgg_flax import config as config_lib
@@ -148,7 +149,7 @@ class _Run:
             lambda step, why: self.events.write("damaged", step=step, reason=str(why))
         )
         if saved is not None:
-            _check_same(saved, self.config)
+            starting.check_same(saved, self.config)
         is_first = self.shard.process == 0
         if is_first:
             settings = config_lib.to_json(self.config)
@@ -159,9 +160,7 @@ class _Run:
             self.evaluated = saved.meta["evaluated"]
             self.events.write("resumed")
         else:
-            self.state = jax.jit(lambda: train_step.init_state(self.config))()
-            if self.config.init_from:
-                self.state = _init_from(self.config, self.state)
+            self.state = starting.new_state(self.config)
         self.goodput.resume(self.events.past, self.step)
         self.state = self.shards.place(self.state)
         self.log = progress.Log(
@@ -432,46 +431,3 @@ def _check_batch_sizes(config: Config) -> None:
         devices,
         f"{devices} device(s)",
     )
-
-
-def _check_same(saved: checkpoint.Checkpoint, config: Config) -> None:
-    differing = config_lib.differences(
-        config_lib.from_dict(saved.meta["config"]), config
-    )
-    if differing and not config.resume_with_changes:
-        changes = "; ".join(
-            f"config.{name}: {old!r} -> {new!r}"
-            for name, (old, new) in differing.items()
-        )
-        raise ConfigError(
-            f"the run is at step {saved.step} with other settings: {changes}. Use "
-            "another --workdir, or go on with --config.resume_with_changes=true"
-        )
-
-
-def _init_from(config: Config, state: train_step.TrainState) -> train_step.TrainState:
-    """`state` with params (and statistics) of another run's checkpoint."""
-    other = checkpoint.load(config.init_from)
-    expected = checkpoint.to_leaves(state)
-    chosen = {
-        path: leaf
-        for path, leaf in other.leaves.items()
-        if not config.init_layers or path.split("/")[1] in config.init_layers
-    }
-    found = {path.split("/")[1] for path in chosen}
-    missing = [layer for layer in config.init_layers if layer not in found]
-    if missing:
-        raise ConfigError(
-            f"config.init_layers names {missing}, which {config.init_from} lacks; it "
-            f"has {sorted({path.split('/')[1] for path in other.leaves})}"
-        )
-    kept = {
-        path: leaf
-        for path, leaf in expected.items()
-        if path not in chosen and (config.init_layers or not _is_model(path))
-    }
-    return checkpoint.from_leaves(state, {**kept, **chosen})
-
-
-def _is_model(path: str) -> bool:
-    return path.startswith(("params/", "batch_stats/"))

@@ -1,23 +1,11 @@
 """Runs that are broken at random moments end at the same bits, or say why not."""
 
-import gc
-from collections.abc import Iterator
-
 import pytest
+from conftest import ORBAX_LEAVES_COROUTINES
 
 from tests.faults import faults, runs
 
-# Orbax leaves coroutines of failed reads behind; Python reports their end when it
-# collects them, which is made to happen here and not in another file's test.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def collect_garbage() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = ORBAX_LEAVES_COROUTINES
 
 
 @pytest.fixture(scope="module")

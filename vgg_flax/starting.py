@@ -1,0 +1,66 @@
+"""What a run starts with: its own settings again, a new state, another run's params."""
+
+import jax
+
+from vgg_flax import checkpoint, train_step
+from vgg_flax import config as config_lib
+from vgg_flax.config import Config, ConfigError
+
+
+def check_same(saved: checkpoint.Checkpoint, config: Config) -> None:
+    """Sees that a run goes on with the settings that it was saved with.
+
+    Raises:
+      ConfigError: naming those that differ, unless `config.resume_with_changes`.
+    """
+    differing = config_lib.differences(
+        config_lib.from_dict(saved.meta["config"]), config
+    )
+    if differing and not config.resume_with_changes:
+        changes = "; ".join(
+            f"config.{name}: {old!r} -> {new!r}"
+            for name, (old, new) in differing.items()
+        )
+        raise ConfigError(
+            f"the run is at step {saved.step} with other settings: {changes}. Use "
+            "another --workdir, or go on with --config.resume_with_changes=true"
+        )
+
+
+def new_state(config: Config) -> train_step.TrainState:
+    """The state before the first step: drawn, and taken from `config.init_from`.
+
+    Raises:
+      CheckpointError: there is no checkpoint to take from, or it does not fit.
+      ConfigError: it lacks one of `config.init_layers`.
+    """
+    state = jax.jit(lambda: train_step.init_state(config))()
+    return _init_from(config, state) if config.init_from else state
+
+
+def _init_from(config: Config, state: train_step.TrainState) -> train_step.TrainState:
+    """`state` with params (and statistics) of another run's checkpoint."""
+    other = checkpoint.load(config.init_from)
+    expected = checkpoint.to_leaves(state)
+    chosen = {
+        path: leaf
+        for path, leaf in other.leaves.items()
+        if not config.init_layers or path.split("/")[1] in config.init_layers
+    }
+    found = {path.split("/")[1] for path in chosen}
+    missing = [layer for layer in config.init_layers if layer not in found]
+    if missing:
+        raise ConfigError(
+            f"config.init_layers names {missing}, which {config.init_from} lacks; it "
+            f"has {sorted({path.split('/')[1] for path in other.leaves})}"
+        )
+    kept = {
+        path: leaf
+        for path, leaf in expected.items()
+        if path not in chosen and (config.init_layers or not _is_model(path))
+    }
+    return checkpoint.from_leaves(state, {**kept, **chosen})
+
+
+def _is_model(path: str) -> bool:
+    return path.startswith(("params/", "batch_stats/"))
