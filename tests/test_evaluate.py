@@ -24,6 +24,7 @@ from etils import epath
 from test_protocols import logits, tiny_net
 
 import vgg_flax
+from tests import processes
 from vgg_flax import (
     cli,
     config,
@@ -255,7 +256,7 @@ def test_real_has_several_labels_or_none(tmp_path: pathlib.Path) -> None:
     )
     result, outcomes = evaluate([net], images)
     assert (result["count"], result["without_label"]) == (4, 1)
-    assert (result["top1_count"], result["top5_count"]) == (2, 3)
+    assert (result["top1_count"], result["top5_count"]) == (2, 4)
     ranks = {pathlib.Path(o["key"]).name: o["rank"] for o in outcomes}
     assert ranks == dict(
         zip([names[i] for i in (0, 2, 3, 4)], (0, 3, 0, 5), strict=True)
@@ -491,6 +492,80 @@ def test_interrupted_and_continued_is_uninterrupted(
     for key, row in first.items():
         assert float(row["nll"]) == pytest.approx(float(second[key]["nll"]), rel=1e-4)
     assert "120 images of" in capsys.readouterr().out
+
+
+def test_processes_share_the_images_and_tell_one_result(
+    run_directory: pathlib.Path, digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Two: stopped by SIGTERM to one of them, gone on with; one finishes, one not."""
+    bad = digits / "7" / "damaged.png"
+    bad.write_bytes(b"\x89PNG and nothing else")
+    whole, shared = tmp_path / "whole" / "out", tmp_path / "shared" / "out"
+    flags = ("--protocol=both", "--scales=32,36", "--flip", "--batch-size=4")
+    try:
+        assert cli.main(command(run_directory, digits, whole, *flags)) == 2
+        arguments = command(run_directory, digits, shared, *flags)
+
+        def journals() -> list[list[str]]:
+            files = sorted(shared.parent.glob("*.journal*"))
+            return [path.read_text().splitlines() for path in files]
+
+        def start_two() -> list[processes.Process]:
+            return processes.start_python(
+                [["-m", "vgg_flax", *arguments]] * 2, devices=4
+            )
+
+        with processes.killed_at_the_end(start_two()) as started:
+            processes.wait_for(started, lambda: all(map(len, [*journals(), []][:2])))
+            started[1].send_signal(signal.SIGTERM)
+            ended = [processes.finish(process, 120) for process in started]
+        assert [one.code for one in ended] == [143, 143], ended
+        kept = [{json.loads(line)["index"] for line in lines} for lines in journals()]
+        assert len(kept) == 2 and not kept[0] & kept[1]
+        assert all(i % 2 == process for process in (0, 1) for i in kept[process])
+        with processes.killed_at_the_end(start_two()) as started:
+            ended = [processes.finish(process, 120) for process in started]
+    finally:
+        bad.unlink()
+    assert [one.code for one in ended] == [2, 2], ended
+    assert "120 images of" in ended[0].out and "damaged.png" in ended[0].err
+    assert "120 images of" not in ended[1].out  # where Gloo greets
+    assert sorted(path.name for path in shared.parent.iterdir()) == [
+        "out.csv",
+        "out.json",
+    ]
+    first, second = (
+        json.loads(p.with_suffix(".json").read_text()) for p in (whole, shared)
+    )
+    assert (second["processes"], second["devices"]) == (2, 4)
+    assert [b["key"] for b in second["unreadable"]] == [str(bad)]
+    for name in ("key", "count", "unreadable", "without_label", "data"):
+        assert first[name] == second[name]
+    ours, theirs = (result["experiments"][0] for result in (first, second))
+    assert ours.pop("nll") == pytest.approx(theirs.pop("nll"), rel=1e-5)
+    assert ours == theirs
+    ranks = [
+        {key: row["rank"] for key, row in rows_of(path.with_suffix(".csv")).items()}
+        for path in (whole, shared)
+    ]
+    assert ranks[0] == ranks[1]
+
+
+def test_processes_with_other_images_are_told(
+    run_directory: pathlib.Path, digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    arguments = [
+        ["-m", "vgg_flax", *command(run_directory, digits, tmp_path / "out", limit)]
+        for limit in ("--limit=50", "--limit=49")
+    ]
+    with processes.killed_at_the_end(
+        processes.start_python(arguments, devices=2)
+    ) as started:
+        ended = [processes.finish(process, 120) for process in started]
+    assert [one.code for one in ended] == [1, 1]
+    for one in ended:
+        assert "processes [1] differ from process 0 in data, images left" in one.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_unreadable_images_are_named_counted_and_left_out(

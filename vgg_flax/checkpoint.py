@@ -19,9 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization, traverse_util
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vgg_flax import distributed
 from vgg_flax.config import VGGFlaxError
 
 Tree = dict[str, Any]
@@ -256,7 +256,7 @@ class Checkpoints:
 
     def _reload(self) -> None:
         # Process 0 has moved folders; the others are to see it done.
-        multihost_utils.sync_global_devices("checkpoints moved")
+        distributed.wait_for_all("checkpoints moved")
         self._manager.reload()
 
     def _save_error(self, step: int | None, error: Exception) -> CheckpointError:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 import vgg_flax
@@ -57,6 +58,10 @@ def _add_weights_options(command: argparse.ArgumentParser) -> None:
     add("--sha256", help="what the file's must be")
 
 
+_DISTRIBUTED = (
+    "how processes that share the images find each other: auto (as JAX detects it), "
+    "off, or ADDRESS:PORT,COUNT,INDEX; with --output on storage they share"
+)
 _WEIGHTS = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
 
 
@@ -69,9 +74,14 @@ def _load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
         sha256=options.sha256,
         **partly,
     )
-    said = f"loaded {net.variant} from {net.source}, sha256 {net.sha256}"
-    print(said, file=sys.stderr)
+    _say(f"loaded {net.variant} from {net.source}, sha256 {net.sha256}")
     return net
+
+
+def _say(text: str) -> None:
+    """On stderr; of several processes the first speaks."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr)
 
 
 def _step(text: str) -> int | str:
@@ -153,7 +163,13 @@ def _add_evaluate(commands: Any) -> None:
     add("--limit", type=int, help="only the first so many images")
     add("--skip-bad", action="store_true", help="exit code 0 despite unreadable images")
     add("--predictions", help="a row an image: FILE.csv or FILE.parquet")
-    add("--output", default="evaluation.json", help="default: evaluation.json")
+    add(
+        "--output",
+        default=".",
+        help="a file for the result as JSON, or a folder for evaluation-KEY.json, "
+        "whose KEY depends on all that the numbers do; default: here",
+    )
+    add("--distributed", default="auto", help=_DISTRIBUTED)
     _add_weights_options(command)
     command.set_defaults(run=_evaluate)
 
@@ -173,8 +189,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from vgg_flax import distributed, experiments, label_sets, report, scoring
     from vgg_flax.posteriors import Settings
 
+    distributed.initialize(options.distributed)
+    distributed.check_devices()
     output = epath.Path(options.output)
-    report.check_output("--output", output)
+    report.check_output("--output", scoring.output_path(output, "new"))
     predictions = options.predictions and epath.Path(options.predictions)
     if predictions:
         report.check_predictions(predictions)
@@ -210,15 +228,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     except distributed.Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
-    print(report.evaluation_table(result))
-    print(f"in full: {output}")
-    if predictions:
-        report.write_predictions(result, outcomes, predictions)
+    if jax.process_index() == 0:
+        print(report.evaluation_table(result))
+        print(f"in full: {scoring.output_path(output, result['key'])}")
+        if predictions:
+            report.write_predictions(result, outcomes, predictions)
     for bad in result["unreadable"]:
-        print(f"unreadable: {bad['key']}: {bad['error']}", file=sys.stderr)
+        _say(f"unreadable: {bad['key']}: {bad['error']}")
     if result["unreadable"]:
-        count = len(result["unreadable"])
-        print(f"{count} unreadable images were left out", file=sys.stderr)
+        _say(f"{len(result['unreadable'])} unreadable images were left out")
     return 2 if result["unreadable"] and not options.skip_bad else 0
 
 

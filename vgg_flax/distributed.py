@@ -117,6 +117,11 @@ def check_same(facts: dict[str, Any]) -> None:
     )
 
 
+def wait_for_all(name: str) -> None:
+    """Returns when all processes have called this with that name."""
+    multihost_utils.sync_global_devices(name)
+
+
 class Signals:
     """SIGINT and SIGTERM, noted; with several processes all hear of them at one step.
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -14,38 +15,49 @@ class JournalError(VGGFlaxError):
 
 
 class Journal:
-    """Results by the index of their image, in a file of JSON lines.
+    """Results by the index of their image, in files of JSON lines, one a process.
 
     Attributes:
-      path: of the file; None: the results are kept in memory only.
-      results: `{index: result}`; what earlier calls left, and what was added.
+      path: of this process's file; None: the results are kept in memory only.
+      results: `{index: result}`; what earlier calls left, whichever process wrote it,
+        and what was added.
     """
 
-    def __init__(self, path: epath.Path | None):
+    def __init__(self, path: epath.Path | None, process: int = 0):
         """Reads what is there; a last line that was cut off is dropped.
+
+        Failures (results with an `error`) are left out: they are to be tried again.
+
+        Args:
+          path: of the first process's file; those of others have their number behind.
+          process: this one's number.
 
         Raises:
           JournalError: another line is damaged.
         """
-        self.path = path
+        self.path = self._first_path = path
+        if path is not None and process:
+            self.path = path.with_name(f"{path.name}.{process}")
         self.results: dict[int, dict[str, Any]] = {}
         self._stream: Any = io.StringIO()
-        if path is None:
+        for file in self._files():
+            for _, result in _lines(file):
+                if "error" not in result:
+                    self.results[result["index"]] = result
+
+    def open(self) -> None:
+        """Makes the file ready for `add`; when all processes have read what was there.
+
+        Raises:
+          JournalError: as when it was read.
+        """
+        if self.path is None:
             return
-        content = path.read_bytes() if path.exists() else b""
-        whole = [line for line in content.splitlines(True) if line.endswith(b"\n")]
-        for number, line in enumerate(whole, start=1):
-            try:
-                result = json.loads(line)
-                self.results[result["index"]] = result
-                _ = result["key"], result["labels"], result["experiments"]
-            except (ValueError, LookupError, TypeError) as error:
-                raise JournalError(
-                    f"{path}, line {number} is damaged; delete the file to start anew"
-                ) from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(whole))
-        self._stream = path.open("a")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        there = _lines(self.path) if self.path.exists() else ()
+        kept = [line for line, result in there if "error" not in result]
+        self.path.write_bytes(b"".join(kept))
+        self._stream = self.path.open("a")
 
     def add(self, index: int, result: dict[str, Any]) -> None:
         """Writes an image's result; it is in the file when this returns."""
@@ -58,8 +70,44 @@ class Journal:
         """Closes the file, which stays."""
         self._stream.close()
 
+    def gather(self) -> None:
+        """Adds what the other processes wrote, once they have closed their files.
+
+        Raises:
+          JournalError: a line is damaged.
+        """
+        for file in self._files():
+            for _, result in _lines(file):
+                if "error" not in result or result["index"] not in self.results:
+                    self.results[result["index"]] = result
+
     def remove(self) -> None:
-        """Deletes the file: its results are kept elsewhere."""
+        """Deletes the files of all processes: their results are kept elsewhere."""
         self.close()
-        if self.path is not None:
-            self.path.unlink()
+        for file in self._files():
+            file.unlink()
+
+    def _files(self) -> list[epath.Path]:
+        path = self._first_path
+        if path is None or not path.parent.exists():
+            return []
+        return sorted(
+            file
+            for file in path.parent.iterdir()
+            if file.name == path.name or file.name.startswith(f"{path.name}.")
+        )
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each whole line of a file and the result that it holds."""
+    for number, line in enumerate(path.read_bytes().splitlines(True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            result = json.loads(line)
+            _ = result["index"], result["key"], result["labels"], result["experiments"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise JournalError(
+                f"{path}, line {number} is damaged; delete the file to start anew"
+            ) from error
+        yield line, result

@@ -283,10 +283,14 @@ class Meter:
                 )
 
 
-def bar(total: int, unit: str, initial: int = 0) -> tqdm.tqdm:
+def bar(total: int, unit: str, initial: int = 0, *, active: bool = True) -> tqdm.tqdm:
     """A progress bar on stderr, which `update(n)` moves on; none off a terminal."""
     return tqdm.tqdm(
-        total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=None
+        total=total,
+        initial=initial,
+        unit=unit,
+        dynamic_ncols=True,
+        disable=None if active else True,
     )
 
 

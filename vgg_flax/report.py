@@ -279,6 +279,6 @@ def check_output(flag: str, path: epath.Path) -> None:
         with path.open("a"):
             pass
         if not was_there:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise ConfigError(f"{flag} {path} cannot be written: {error}") from error

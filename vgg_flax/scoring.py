@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -58,12 +59,16 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs experiments over a split, every image once.
 
+    In several processes, which must all call it alike, each evaluates its share, and
+    all return everything.
+
     Args:
       nets: those that the experiments' entries count.
       images: what to test on.
       experiments: at least one.
-      output: where the result goes as JSON; None: nowhere. Beside it lives a journal
-        of the images done, with which an interrupted evaluation goes on.
+      output: where the result goes as JSON, as `output_path` has it; None: nowhere.
+        Beside it live journals of the images done, one a process, with which an
+        interrupted evaluation goes on, in as many processes as then are.
       settings: of the nets' running; its `classes` are taken from `images`.
       limit: only the first so many images.
 
@@ -73,7 +78,8 @@ def evaluate(
       the right one, or the best of the right ones), `nll`, `classes`, `probabilities`.
 
     Raises:
-      ConfigError: a scale that is too small, or nets that do not fit each other.
+      ConfigError: a scale that is too small, nets that do not fit each other, or
+        processes that differ in what they would evaluate.
       Interrupted: by a signal.
     """
     settings = dataclasses.replace(settings or Settings(), classes=images.classes)
@@ -82,35 +88,50 @@ def evaluate(
     for name, value in (("batch size", settings.batch_size), ("limit", limit)):
         if value < 1:
             raise ConfigError(f"{name} {value}: expected at least 1")
+    if output is None and jax.process_count() > 1:
+        raise ConfigError("output=None: several processes meet in the files beside it")
     total = min(len(images.split), limit)
     described = _describe(nets, images, experiments, settings, total)
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
-    run = _Run(
-        nets,
-        images,
-        experiments,
-        Posteriors(nets, settings),
-        Journal(output and output.parent / f"{output.stem}.{key}.journal"),
-    )
-    run.compute(total)
-    outcomes = [outcome for _, outcome in sorted(run.journal.results.items())]
-    counted = len(outcomes) + len(run.unreadable) + run.unlabelled
-    if counted != total:
-        raise RuntimeError(f"evaluated {counted} images of a split of {total}")
-    if not outcomes:
-        raise DataError(
-            f"no image of {images.split.name} can be counted: {len(run.unreadable)} of "
-            f"{total} are unreadable, {run.unlabelled} have no label"
-        )
-    result = _result(described, experiments, outcomes, run)
     if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    run.journal.remove()
-    return result, outcomes
+        output = output_path(output, key)
+    journal = Journal(
+        output and output.parent / f"{output.stem}.{key}.journal", jax.process_index()
+    )
+    posteriors = Posteriors(nets, settings)
+    _Run(nets, images, experiments, posteriors, journal).compute(total, described)
+    done = [result for _, result in sorted(journal.results.items())]
+    if len(done) != total:
+        raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
+    result = {
+        "key": key,
+        **described,
+        **_summary(described, experiments, done, images.split.name),
+        "compiled_shapes": len(posteriors.shapes),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    if jax.process_index() == 0:
+        if output is not None:
+            output.write_text(json.dumps(result, indent=2) + "\n")
+        journal.remove()
+    return result, [image for image in done if _counts(image)]
+
+
+def output_path(output: epath.Path, key: str) -> epath.Path:
+    """The file that a result goes to: `output`, or one of its own in that folder.
+
+    Args:
+      output: a file or a folder.
+      key: the result's, a hash of all that determines its numbers: what has another
+        key never overwrites it.
+    """
+    return output / f"evaluation-{key}.json" if output.is_dir() else output
 
 
 class _Run:
-    """One evaluation: what it has found so far."""
+    """One evaluation, which fills its journal."""
 
     def __init__(
         self,
@@ -120,34 +141,46 @@ class _Run:
         posteriors: Posteriors,
         journal: Journal,
     ):
-        self.posteriors, self.journal = posteriors, journal
-        self.unreadable: list[dict[str, str]] = []
-        self.unlabelled = 0
+        self._posteriors, self._journal = posteriors, journal
         self._nets, self._images, self._experiments = nets, images, experiments
         self._cells = sorted({cell for e in experiments for cell in e.cells()})
 
-    def compute(self, total: int) -> None:
+    def compute(self, total: int, described: dict[str, Any]) -> None:
         """Fills the journal with those of the first `total` images that it lacks."""
-        todo = [index for index in range(total) if index not in self.journal.results]
-        bar = progress.bar(total, "image", total - len(todo))
-        with distributed.Signals() as signals, bar, contextlib.closing(self.journal):
+        todo = [i for i in range(total) if i not in self._journal.results]
+        left = len(todo), hashlib.sha256(repr(todo).encode()).hexdigest()
+        distributed.check_same({**described, "images left": left})  # and all have read
+        process, processes = jax.process_index(), jax.process_count()
+        share, before = todo[process::processes], total - len(todo)
+        self._journal.open()
+        bar = progress.bar(before + len(share), "image", before, active=process == 0)
+        with distributed.Signals() as signals, bar, contextlib.closing(self._journal):
+
+            def stop_if(received: signal.Signals | None) -> None:
+                if received:
+                    raise self._stopped(received, total)
 
             def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
-                for tag, views in _ahead(self._read, todo):
-                    self._stop_if(signals, total)
+                for tag, views in _ahead(self._read, share):
+                    stop_if(signals.poll())
                     if isinstance(views, dict):
                         yield tag, views
                         continue
-                    if views is None:
-                        self.unlabelled += 1
-                    else:
-                        self.unreadable.append({"key": tag.key, "error": str(views)})
+                    failed = {} if views is None else {"error": str(views)}
+                    result = {"key": tag.key, "labels": [], "experiments": []}
+                    self._journal.add(tag.index, {**result, **failed})
                     bar.update()
+                if len(share) * processes < len(todo):  # others poll once more
+                    stop_if(signals.poll())
 
-            for tag, log_posteriors in self.posteriors.compute(examples()):
+            for tag, log_posteriors in self._posteriors.compute(examples()):
                 self._keep(tag, log_posteriors)
                 bar.update()
-                self._stop_if(signals, total)
+                stop_if(signals.received)
+        if processes > 1:
+            distributed.wait_for_all("all images evaluated")
+            self._journal.gather()
+            distributed.wait_for_all("all results gathered")
 
     def _read(self, index: int) -> tuple[_Tag, Any]:
         """An image's views; None: it has no label; an exception: it is unreadable."""
@@ -172,19 +205,23 @@ class _Run:
             for e in self._experiments
         ]
         labels = classes[list(tag.labels)].tolist()
-        self.journal.add(
+        self._journal.add(
             tag.index, {"key": tag.key, "labels": labels, "experiments": found}
         )
 
-    def _stop_if(self, signals: distributed.Signals, total: int) -> None:
-        if signals.received:
-            done, path = len(self.journal.results), self.journal.path
-            kept = f" are kept in {path}; run the same command again to go on"
-            raise distributed.Interrupted(
-                f"stopped by {signals.received.name}: {done} of {total} images"
-                + (kept if path else " were done"),
-                128 + signals.received,
-            )
+    def _stopped(self, received: signal.Signals, total: int) -> distributed.Interrupted:
+        done, path = len(self._journal.results), self._journal.path
+        kept = f" are kept in {path}; run the same command again to go on"
+        return distributed.Interrupted(
+            f"stopped by {received.name}: {done} of {total} images"
+            + (kept if path else " were done"),
+            128 + received,
+        )
+
+
+def _counts(image: dict[str, Any]) -> bool:
+    """Whether an image was readable and has a label."""
+    return bool(image["experiments"])
 
 
 def _ahead(function: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
@@ -233,31 +270,40 @@ def _outcome(
     }
 
 
-def _result(
+def _summary(
     described: dict[str, Any],
     experiments: Sequence[Experiment],
-    outcomes: Sequence[dict[str, Any]],
-    run: _Run,
+    done: Sequence[dict[str, Any]],
+    split: str,
 ) -> dict[str, Any]:
+    """What all images' results come to."""
+    outcomes = [image for image in done if _counts(image)]
+    unreadable = [
+        {"key": image["key"], "error": image["error"]}
+        for image in done
+        if "error" in image
+    ]
+    without_label = len(done) - len(outcomes) - len(unreadable)
+    if not outcomes:
+        raise DataError(
+            f"no image of {split} can be counted: {len(unreadable)} of {len(done)} are "
+            f"unreadable, {without_label} have no label"
+        )
     rows = [
-        {**row, **_summary([image["experiments"][i] for image in outcomes], experiment)}
+        {**row, **_row([image["experiments"][i] for image in outcomes], experiment)}
         for i, (row, experiment) in enumerate(
             zip(described["experiments"], experiments, strict=True)
         )
     ]
     return {
-        **described,
         "experiments": rows,
         "count": len(outcomes),
-        "unreadable": sorted(run.unreadable, key=lambda bad: bad["key"]),
-        "without_label": run.unlabelled,
-        "compiled_shapes": len(run.posteriors.shapes),
-        "devices": jax.local_device_count(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "unreadable": sorted(unreadable, key=lambda bad: bad["key"]),
+        "without_label": without_label,
     }
 
 
-def _summary(outcomes: Sequence[dict[str, Any]], experiment: Experiment) -> dict:
+def _row(outcomes: Sequence[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
     """Integer counts, and what follows from them."""
     count, summary = len(outcomes), {}
     for name, k in TOP_K.items():
