@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -115,6 +116,12 @@ def check_same(facts: dict[str, Any]) -> None:
         f"processes {processes} differ from process 0 in {', '.join(names)}; here, "
         f"process {jax.process_index()}: {here}. Start all with one command and code"
     )
+
+
+def say(text: str) -> None:
+    """Prints to stderr; of several processes the first does."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr)
 
 
 def wait_for_all(name: str) -> None:

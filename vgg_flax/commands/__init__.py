@@ -1,0 +1,1 @@
+"""The subcommands of `vgg-flax`: a file each adds its options and runs it."""

@@ -1,0 +1,69 @@
+"""`vgg-flax compile`: a recipe's steps for TPUs that are not here."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from etils import epath
+
+
+def add(commands: Any) -> None:
+    """Adds `compile` to the subcommands."""
+    command = commands.add_parser(
+        "compile",
+        help="compile a recipe for TPUs that are not here; report memory and exchanges",
+        description="Needs libtpu (pip install 'vgg-flax[tpu-aot]') and no TPU. "
+        "Nothing is run: times are estimates from published peaks. Any field of the "
+        "recipe is changed by --config.NAME=VALUE. Exit code 1: it does not fit.",
+    )
+    add = command.add_argument
+    add("--config", required=True, help="a recipe: configs/vgg16_imagenet.py")
+    add("--topology", required=True, help="a slice: v5e:16x16, v6e:16x16, v5p:8x8x4")
+    add(
+        "--program",
+        choices=("train", "evaluate", "dense"),
+        default="train",
+        help="the training step (default), the one for centre crops, or whole images",
+    )
+    add("--per-chip-batch", type=int, help="images; default: the recipe's over chips")
+    add("--find-batch", action="store_true", help="the most images a chip that fit")
+    add("--image-size", type=_image_size, help="of dense: HEIGHTxWIDTH")
+    add("--output", help="a file for the report as JSON")
+    command.set_defaults(run=_run)
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected such as 384x512")
+    return int(height), int(width)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from vgg_flax import aot, recipe, report, roofline
+
+    settings = recipe.read(options.config, options.overrides)
+    devices = aot.devices_of(options.topology)
+
+    def compile_batch(batch: int | None) -> aot.Program:
+        what = "the recipe's batch" if batch is None else f"{batch} images a chip"
+        print(f"compiling {options.program} for {what}: minutes", file=sys.stderr)
+        return aot.compile_program(
+            options.program, settings, devices, batch, options.image_size
+        )
+
+    if options.find_batch:
+        program = aot.find_batch(
+            compile_batch,
+            lambda text: print(text, file=sys.stderr),
+            options.per_chip_batch or 32,
+        )
+    else:
+        program = compile_batch(options.per_chip_batch)
+    told = roofline.report(program)
+    print(report.compile_tables(told))
+    if options.output:
+        path = epath.Path(options.output)
+        path.write_text(json.dumps(told, indent=2) + "\n")
+        print(f"in full: {path}")

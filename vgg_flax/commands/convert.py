@@ -1,0 +1,41 @@
+"""`vgg-flax convert`: weights to a checkpoint, or out under a peer's names."""
+
+import argparse
+from typing import Any
+
+from vgg_flax.commands import weights_options
+
+
+def add(commands: Any) -> None:
+    """Adds `convert` to the subcommands."""
+    command = commands.add_parser(
+        "convert",
+        help="turn weights into a checkpoint, or back under a peer's names",
+        description="DST ending in .safetensors: torchvision's names (or timm's, with "
+        "--format timm); in .h5: Keras's; anything else: a run directory that "
+        "vgg_flax.load and --config.init_from read. There and back is bit-equal.",
+    )
+    command.add_argument("weights", metavar="SRC", help=weights_options.WHAT)
+    command.add_argument("dst", metavar="DST", help="what to write; must not exist")
+    command.add_argument("--format", choices=("torchvision", "timm", "keras"))
+    command.add_argument(
+        "--features-only", action="store_true", help="leave the FC layers out"
+    )
+    command.add_argument(
+        "--num-classes", type=int, help="other than the file's: fc8 starts anew"
+    )
+    weights_options.add_fold(command)
+    weights_options.add(command)
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from vgg_flax import conversion
+
+    partly = {"include_top": not options.features_only}
+    partly |= {"num_classes": options.num_classes}
+    net = weights_options.folded(
+        options, weights_options.load(options, options.weights, **partly)
+    )
+    what = conversion.convert(net, options.dst, options.format)
+    print(f"wrote {options.dst}: {what}")

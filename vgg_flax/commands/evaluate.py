@@ -1,0 +1,136 @@
+"""`vgg-flax evaluate`: weights tested by the paper's protocols."""
+
+import argparse
+import sys
+from typing import Any
+
+import jax
+from etils import epath
+
+from vgg_flax import config
+from vgg_flax.commands import weights_options
+
+_DISTRIBUTED = (
+    "how processes that share the images find each other: auto (as JAX detects it), "
+    "off, or ADDRESS:PORT,COUNT,INDEX; with --output on storage they share"
+)
+
+
+def add(commands: Any) -> None:
+    """Adds `evaluate` to the subcommands."""
+    command = commands.add_parser(
+        "evaluate",
+        help="test weights by the paper's protocols, exactly",
+        description="Section 3.2 of the paper. Several WEIGHTS are fused: the mean of "
+        "their posteriors. Ctrl-C keeps what is done; the same command goes on. Exit "
+        "code 2: some images could not be read.",
+    )
+    add = command.add_argument
+    add("weights", nargs="+", metavar="WEIGHTS", help=weights_options.WHAT)
+    add("--data", required=True, help="a folder of SPLIT/CLASS/*, or a TFDS name")
+    add("--data-dir", default="", help="TFDS' (default: ~/tensorflow_datasets)")
+    add("--split", default="", help="none: the folder itself holds the classes")
+    add(
+        "--protocol",
+        choices=("center", "dense", "multicrop", "both"),
+        help="default: center",
+    )
+    add("--scales", type=_scales, help="Q, such as 256,384,512; default: the nets'")
+    add("--flip", action="store_true", help="average the mirror image too")
+    add(
+        "--paper",
+        action="store_true",
+        help="all rows of Tables 3 to 6 that the weights allow, instead of --protocol",
+    )
+    add(
+        "--train-scale",
+        type=_train_scales,
+        default=(),
+        help="S of each of WEIGHTS, where they do not tell: 256 or 256,384,256-512",
+    )
+    add("--batch-size", type=int, default=64, help="crops a step, over all devices")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--matmul-precision", choices=("highest", "high", "default"), default="highest")
+    add("--adaptive-pool", action="store_true", help="torchvision's at other sizes")
+    add("--label-set", choices=("own", "real", "v2", "a", "r", "sketch"), default="own")
+    add("--label-file", default="", help="with --label-set real: real.json")
+    add("--limit", type=int, help="only the first so many images")
+    add("--skip-bad", action="store_true", help="exit code 0 despite unreadable images")
+    add("--predictions", help="a row an image: FILE.csv or FILE.parquet")
+    add(
+        "--output",
+        default=".",
+        help="a file for the result as JSON, or a folder for evaluation-KEY.json, "
+        "whose KEY depends on all that the numbers do; default: here",
+    )
+    add("--distributed", default="auto", help=_DISTRIBUTED)
+    weights_options.add(command)
+    command.set_defaults(run=_run)
+
+
+def _scales(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _train_scales(text: str) -> tuple[tuple[int, int], ...]:
+    pairs = [part.split("-") for part in text.split(",")]
+    if max(map(len, pairs)) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected 256 or 256-512")
+    return tuple((int(pair[0]), int(pair[-1])) for pair in pairs)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from vgg_flax import distributed, experiments, label_sets, report, scoring
+    from vgg_flax.posteriors import Settings
+
+    distributed.initialize(options.distributed)
+    distributed.check_devices()
+    output = epath.Path(options.output)
+    report.check_output("--output", scoring.output_path(output, "new"))
+    predictions = options.predictions and epath.Path(options.predictions)
+    if predictions:
+        report.check_predictions(predictions)
+    if len(options.weights) > 1:
+        for name in ("step", "variant", "preprocessing", "sha256"):
+            if getattr(options, name) not in (None, "last"):
+                raise config.ConfigError(
+                    f"--{name} with {len(options.weights)} WEIGHTS: it is of one; "
+                    "convert that one first, and it will say so itself"
+                )
+    nets = [
+        experiments.adapt(
+            weights_options.load(options, path), options.dtype, options.adaptive_pool
+        )
+        for path in options.weights
+    ]
+    nets = experiments.with_train_scales(nets, options.train_scale)
+    rows = experiments.chosen(
+        nets, options.paper, options.protocol, options.scales, options.flip
+    )
+    images = label_sets.open_images(
+        options.data,
+        options.split,
+        nets[0].class_names,
+        nets[0].model.num_classes,
+        data_dir=options.data_dir,
+        label_set=options.label_set,
+        label_file=options.label_file,
+    )
+    settings = Settings(options.batch_size, options.matmul_precision)
+    try:
+        result, outcomes = scoring.evaluate(
+            nets, images, rows, output, settings=settings, limit=options.limit
+        )
+    except distributed.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    if jax.process_index() == 0:
+        print(report.evaluation_table(result))
+        print(f"in full: {scoring.output_path(output, result['key'])}")
+        if predictions:
+            report.write_predictions(result, outcomes, predictions)
+    for bad in result["unreadable"]:
+        distributed.say(f"unreadable: {bad['key']}: {bad['error']}")
+    if result["unreadable"]:
+        distributed.say(f"{len(result['unreadable'])} unreadable images were left out")
+    return 2 if result["unreadable"] and not options.skip_bad else 0

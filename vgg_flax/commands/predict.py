@@ -1,0 +1,75 @@
+"""`vgg-flax predict`: what images show, and where."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from vgg_flax.commands import weights_options
+
+
+def add(commands: Any) -> None:
+    """Adds `predict` to the subcommands."""
+    command = commands.add_parser(
+        "predict",
+        help="say what images show, and where",
+        description="The most probable classes of images. Images that can't be read "
+        "are named; the exit code is then 2.",
+    )
+    command.add_argument("weights", metavar="WEIGHTS", help=weights_options.WHAT)
+    command.add_argument("images", nargs="+", help="image files, or folders of them")
+    command.add_argument("--top", type=int, default=5, help="classes shown (5)")
+    command.add_argument("--batch-size", type=int, default=32, help="at a time (32)")
+    command.add_argument("--json", action="store_true", help="print one JSON document")
+    command.add_argument(
+        "--heatmap",
+        nargs="?",
+        const="heatmaps",
+        metavar="DIR",
+        help="also draw where the best class is seen (dense score map and Grad-CAM), "
+        "as DIR/NAME_heatmap.png; DIR is 'heatmaps' where none is given, and then the "
+        "option comes after the images",
+    )
+    command.add_argument(
+        "--scale",
+        type=int,
+        help="of heatmaps: the picture's smaller side (twice the net's test scale)",
+    )
+    command.add_argument(
+        "--skip-bad", action="store_true", help="exit with 0 although images are bad"
+    )
+    weights_options.add(command)
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from vgg_flax import prediction, progress
+
+    net = weights_options.load(options, options.weights)
+    paths = prediction.find_images(options.images)
+    with progress.bar(len(paths), "image") as bar:
+        predictions, unreadable = prediction.predict(
+            net,
+            paths,
+            top=options.top,
+            batch_size=options.batch_size,
+            after_batch=bar.update,
+        )
+    pictures: dict[str, str] = {}
+    if options.heatmap is not None:
+        with progress.bar(len(predictions), "picture") as bar:
+            for path, picture in prediction.draw_heatmaps(
+                net, predictions, options.heatmap, options.scale
+            ):
+                pictures[path] = picture
+                bar.update()
+    if options.json:
+        print(json.dumps(prediction.to_dict(net, predictions, unreadable, pictures)))
+    else:
+        print(prediction.to_text(predictions))
+    for path, reason in unreadable.items():
+        print(f"unreadable: {path}: {reason}", file=sys.stderr)
+    if unreadable:
+        share = f"{len(unreadable)} of {len(paths)} images"
+        print(f"{share} could not be read", file=sys.stderr)
+    return 2 if unreadable and not options.skip_bad else 0

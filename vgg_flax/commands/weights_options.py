@@ -1,0 +1,61 @@
+"""What may be said of WEIGHTS on a command line, and the nets that come of it."""
+
+import argparse
+from typing import Any
+
+from vgg_flax.model import VARIANTS
+
+WHAT = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """Adds the options that tell what WEIGHTS are: see `vgg_flax.load`."""
+    group = command.add_argument_group("of WEIGHTS")
+    add = group.add_argument
+    add(
+        "--step", default="last", type=_step, help="of a run: last (default), best, 500"
+    )
+    add("--variant", choices=tuple(VARIANTS), help="where names can't tell: vgg11_lrn")
+    add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
+    add("--sha256", help="what the file's must be")
+
+
+def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
+    """The `Net` of WEIGHTS, as `options` say; `partly` as `vgg_flax.load` takes it."""
+    from vgg_flax import distributed
+    from vgg_flax import net as net_lib
+
+    net = net_lib.load(
+        weights,
+        options.step,
+        variant=options.variant,
+        preprocessing=options.preprocessing,
+        sha256=options.sha256,
+        **partly,
+    )
+    distributed.say(f"loaded {net.variant} from {net.source}, sha256 {net.sha256}")
+    return net
+
+
+def add_fold(command: argparse.ArgumentParser) -> None:
+    """Adds `--fold-bn`, for `folded`."""
+    command.add_argument(
+        "--fold-bn", action="store_true", help="fold BatchNorm into the convolutions"
+    )
+
+
+def folded(options: argparse.Namespace, net: Any) -> Any:
+    """`net`, without BatchNorm if so asked."""
+    if not options.fold_bn:
+        return net
+    from vgg_flax import folding
+
+    net, moved = folding.fold_batch_norm(net)
+    print(f"folded BatchNorm: logits move by {moved:.1e} of their spread")
+    return net
+
+
+def _step(text: str) -> int | str:
+    if text not in ("last", "best") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}; expected last, best or a number")
+    return int(text) if text.isdigit() else text
