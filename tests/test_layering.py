@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
 FLOORS = (
-    {"config", "model", "metrics", "hlo", "chips"},
+    {"config", "layers", "metrics", "hlo", "chips"},
+    {"model"},
     {
         "preprocess",
         "optimizer",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_flax import model
+from vgg_flax import layers, model
 
 # Written from the paper's Table 1, not from `model.VARIANTS`: a digit is a kernel
 # size, L is LRN, P a pool.
@@ -236,7 +236,7 @@ def test_the_score_maps_mean_is_the_logits():
 
 
 def test_the_matrix_product_equals_the_convolution_over_the_same_pixels():
-    layer = model.Conv(
+    layer = layers.Conv(
         features=5,
         window=3,
         padding="VALID",
@@ -334,7 +334,7 @@ def test_lrn_divides_by_the_squares_of_five_channels():
     # The sum is over squares at most 2 channels away, times 1e-4, plus 2.
     x = np.zeros((1, 1, 1, 8), np.float32)
     x[..., 3], x[..., 5], x[..., 6] = 100, 200, 700
-    y = np.asarray(model.local_response_normalization(jnp.asarray(x)))
+    y = np.asarray(layers.local_response_normalization(jnp.asarray(x)))
     expected = np.zeros(8)
     expected[3] = 100 / (2 + 1 + 4) ** 0.75
     expected[5] = 200 / (2 + 1 + 4 + 49) ** 0.75
@@ -344,7 +344,7 @@ def test_lrn_divides_by_the_squares_of_five_channels():
 
 def test_lrn_equals_the_loop_over_channels():
     x = 100 * random_images(2, 3, 3, 11, dtype=np.float32)
-    y = np.asarray(model.local_response_normalization(jnp.asarray(x)))
+    y = np.asarray(layers.local_response_normalization(jnp.asarray(x)))
     assert_close(y, lrn(x.astype(np.float64)), rtol=1e-6)
 
 
@@ -381,7 +381,7 @@ def test_another_key_drops_other_units():
 
 def dropout(x: np.ndarray, rate: float, index: np.ndarray, seed: int = 0) -> np.ndarray:
     key = jax.random.key(seed)
-    y = model.example_dropout(jnp.asarray(x), rate, key, jnp.asarray(index))
+    y = layers.example_dropout(jnp.asarray(x), rate, key, jnp.asarray(index))
     assert y.dtype == x.dtype
     return np.asarray(y)
 
@@ -589,7 +589,7 @@ def test_relu_is_jaxs_own_under_every_transformation() -> None:
             lambda f, x: jax.jacfwd(jax.jacrev(f))(x),
             lambda f, x: jax.grad(lambda x: jax.checkpoint(f)(x).sum())(x),
         ):
-            one, other = (of(f, x.astype(dtype)) for f in (model.relu, jax.nn.relu))
+            one, other = (of(f, x.astype(dtype)) for f in (layers.relu, jax.nn.relu))
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
 

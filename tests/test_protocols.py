@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from vgg_flax import model, posteriors, preprocess, protocols
+from vgg_flax import layers, model, posteriors, preprocess, protocols
 from vgg_flax.config import ConfigError
 from vgg_flax.net import Net
 from vgg_flax.protocols import Protocol, Views
@@ -320,7 +320,7 @@ def adaptive_numpy(x: np.ndarray, side: int) -> np.ndarray:
 def test_adaptive_pooling_is_its_definition_and_torchs(float64: None) -> None:
     x = np.random.default_rng(0).normal(size=(3, 12, 16, 2))
     sizes = [(12, 16), (7, 9), (5, 3)]
-    found = np.asarray(model.adaptive_average_pool(jnp.array(x), 7, jnp.array(sizes)))
+    found = np.asarray(layers.adaptive_average_pool(jnp.array(x), 7, jnp.array(sizes)))
     for i, (height, width) in enumerate(sizes):
         expected = adaptive_numpy(x[i, :height, :width], 7)
         np.testing.assert_allclose(found[i], expected, rtol=0, atol=1e-12)

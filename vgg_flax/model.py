@@ -1,15 +1,15 @@
 """The VGG nets: Table 1 of the paper as data, and one linen module that walks it."""
 
 import dataclasses
-import functools
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from vgg_flax import layers
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
 STAGES = range(1, 6)
@@ -68,161 +68,6 @@ def part_of(layer: str) -> int:
     return min(int(match[1]), PARTS[-1])
 
 
-# Convolutions and FC layers initialise differently in torchvision, hence the pairs
-# (convolution, fully connected). "paper": the text's variance 1e-2 (std 0.1)
-# overflows at 224 pixels; std 0.01 is the trainable reading.
-_Initializer = Callable[..., jax.Array]
-INITIALIZERS: dict[str, tuple[_Initializer, _Initializer]] = {
-    "paper": (nn.initializers.normal(0.01), nn.initializers.normal(0.01)),
-    "glorot": (nn.initializers.glorot_uniform(), nn.initializers.glorot_uniform()),
-    "he": (
-        nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        nn.initializers.normal(0.01),
-    ),
-}
-
-
-@jax.custom_jvp
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), of whose derivation only the result is kept.
-
-    The next layer keeps that anyway. XLA would rather keep x, compute relu wherever it
-    is needed, and keep its result as well for a pool: two arrays for one.
-    """
-    return jnp.maximum(x, 0)
-
-
-@relu.defjvp
-def _relu_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (tangent,) = primals, tangents
-    y = jax.lax.optimization_barrier(relu(x))
-    return y, jnp.where(y > 0, tangent, jnp.zeros_like(tangent))
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 windows, stride 2, an odd last row or column dropped: `[B, H, W, C]`.
-
-    On TPUs, which would move the whole map to take it apart, a window reduction;
-    elsewhere reshape and max, which is 1.4 times as fast in a whole VGG16 forward on
-    CPU, and whose gradient also compiles under deterministic GPU operations. They
-    differ in the gradient of ties: the first of equals takes it, or all share it.
-    """
-    return jax.lax.platform_dependent(
-        x, tpu=_window_max, default=functools.partial(_block_reduce, jnp.max)
-    )
-
-
-def average_pool(x: jax.Array) -> jax.Array:
-    """The mean where `max_pool` has the maximum."""
-    return _block_reduce(jnp.mean, x)
-
-
-def _window_max(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (2, 2), (2, 2), "VALID")
-
-
-def _block_reduce(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return reduce(
-        x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4)
-    )
-
-
-POOLINGS = {"max": max_pool, "average": average_pool}
-
-
-def keep_inside(x: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Zeros beyond each image's own (height, width): `[B, H, W, C]`, `[B, 2]`."""
-    rows = jnp.arange(x.shape[1])[None, :] < sizes[:, :1]  # [B, H]
-    columns = jnp.arange(x.shape[2])[None, :] < sizes[:, 1:]  # [B, W]
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
-
-
-def adaptive_average_pool(x: jax.Array, side: int, sizes: jax.Array) -> jax.Array:
-    """torchvision's AdaptiveAvgPool2d(side): `[B, H, W, C]` -> `[B, side, side, C]`.
-
-    Bin i of n pixels is the mean of those from floor(i n / side) up to, and without,
-    ceil((i + 1) n / side); n is the image's own height or width in `sizes`, `[B, 2]`.
-    """
-
-    def bins(length: int, extents: jax.Array) -> jax.Array:  # [B, side, length]
-        i, n = jnp.arange(side)[None, :, None], extents[:, None, None]
-        first, last = i * n // side, -(-(i + 1) * n // side)
-        place = jnp.arange(length)[None, None, :]
-        return ((place >= first) & (place < last)) / (last - first).astype(x.dtype)
-
-    rows, columns = bins(x.shape[1], sizes[:, 0]), bins(x.shape[2], sizes[:, 1])
-    return jnp.einsum("bih,bhwc,bjw->bijc", rows, x, columns)
-
-
-def local_response_normalization(x: jax.Array) -> jax.Array:
-    """Krizhevsky et al. 2012, section 3.3: k=2, n=5, alpha=1e-4, beta=0.75.
-
-    The sum of squares runs over 5 neighbouring channels and is not divided by 5.
-    """
-    squares = jnp.pad(jnp.square(x), ((0, 0), (0, 0), (0, 0), (2, 2)))
-    channels = x.shape[-1]
-    total = sum(squares[..., i : i + channels] for i in range(5))
-    return x / (2 + 1e-4 * total) ** 0.75
-
-
-def example_dropout(
-    x: jax.Array, rate: float, key: jax.Array, example_index: jax.Array
-) -> jax.Array:
-    """Dropout whose mask for an example depends on its index, not on its place.
-
-    So a batch cut over 1, 2 or 8 devices drops the same units.
-
-    Args:
-      x: `[batch, ...]`.
-      rate: the share of units set to zero; the others grow by 1 / (1 - rate).
-      key: one random key for the batch.
-      example_index: `[batch]`, integers, the example's index in the global batch.
-    """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
-    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
-class Conv(nn.Module):
-    """A convolution, HWIO, stride 1; one matmul where map and window coincide."""
-
-    features: int
-    window: int
-    padding: str
-    use_bias: bool
-    kernel_init: _Initializer
-    dtype: Any
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, in]` -> `[B, H', W', features]`."""
-        shape = (self.window, self.window, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-        if self.padding == "VALID" and x.shape[1:3] == shape[:2]:
-            flat = math.prod(shape[:3])
-            y = x.reshape(x.shape[0], flat) @ kernel.reshape(flat, self.features)
-            y = y[:, None, None, :]  # [B, 1, 1, features]
-        else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (1, 1),
-                self.padding,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, (self.features,), self.param_dtype)
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-        return y
-
-
 class VGG(nn.Module):
     """A net of Table 1, convolutional to the end.
 
@@ -244,7 +89,7 @@ class VGG(nn.Module):
       head: "fc" (fc6, fc7, fc8); "gap": global average pool and fc8 alone; "none":
         pool5 is the score map, and its mean the "logits": features only.
       dropout_rate: after fc6 and fc7, in training.
-      initializer: a key of `INITIALIZERS`; biases start at zero.
+      initializer: a key of `layers.INITIALIZERS`; biases start at zero.
       dtype: of the computation. Params are float32 (float64 if this is), as are
         the logits.
       conv_bias: whether convolutions have a bias (with BatchNorm it is redundant).
@@ -323,7 +168,7 @@ class VGG(nn.Module):
         if sizes is None or self.adaptive_pool:
             return scores.mean(axis=(1, 2))
         extents = sizes // 32 - (self.fc6_window - 1 if self.head == "fc" else 0)
-        total = keep_inside(scores, extents).sum(axis=(1, 2))
+        total = layers.keep_inside(scores, extents).sum(axis=(1, 2))
         return total / extents.prod(axis=1, keepdims=True).astype(total.dtype)
 
     def score_map(
@@ -378,20 +223,20 @@ class VGG(nn.Module):
     ) -> jax.Array:
         variant = VARIANTS[variant_name(self.variant)]
         width = max(1, round(STAGE_WIDTHS[stage - 1] * self.width_multiplier))
-        conv_init, _ = INITIALIZERS[self.initializer]
+        conv_init, _ = layers.INITIALIZERS[self.initializer]
         for i, window in enumerate(variant.stages[stage - 1], start=1):
             name = f"{stage}_{i}"
             if sizes is not None and window > 1:
                 # What the layers before made of the padding (biases, say) would
                 # leak into the image here. After n pools a side is a 2**n-th.
-                x = keep_inside(x, sizes // 2 ** (stage - 1))
+                x = layers.keep_inside(x, sizes // 2 ** (stage - 1))
             x = self._conv(f"conv{name}", width, window, conv_init, self.conv_bias)(x)
             if variant.batch_norm:
                 x = self._batch_norm(f"bn{name}", train)(x)
-            x = self._tap(f"relu{name}", relu(x))
+            x = self._tap(f"relu{name}", layers.relu(x))
         if variant.lrn and stage == 1:
-            x = local_response_normalization(x)
-        return self._tap(f"pool{stage}", POOLINGS[self.pooling](x))
+            x = layers.local_response_normalization(x)
+        return self._tap(f"pool{stage}", layers.POOLINGS[self.pooling](x))
 
     def _head(
         self,
@@ -400,20 +245,20 @@ class VGG(nn.Module):
         example_index: jax.Array | None,
         sizes: jax.Array | None,
     ) -> jax.Array:
-        _, fc_init = INITIALIZERS[self.initializer]
+        _, fc_init = layers.INITIALIZERS[self.initializer]
         if self.head == "fc":
             if self.adaptive_pool:
                 extents = jnp.array([x.shape[1:3]]) if sizes is None else sizes // 32
-                x = adaptive_average_pool(x, self.fc6_window, extents)
+                x = layers.adaptive_average_pool(x, self.fc6_window, extents)
             if example_index is None:
                 example_index = jnp.arange(x.shape[0])
             for k, width in enumerate(self.fc_widths, start=6):
                 window = self.fc6_window if k == 6 else 1
                 x = self._conv(f"fc{k}", width, window, fc_init)(x)
-                x = self._tap(f"relu{k}", relu(x))
+                x = self._tap(f"relu{k}", layers.relu(x))
                 if train and self.dropout_rate:
                     key = self.make_rng("dropout")
-                    x = example_dropout(x, self.dropout_rate, key, example_index)
+                    x = layers.example_dropout(x, self.dropout_rate, key, example_index)
         if self.head != "none":
             x = self._conv("fc8", self.num_classes, 1, fc_init)(x)
         return x.astype(self.param_dtype)
@@ -434,10 +279,10 @@ class VGG(nn.Module):
         name: str,
         width: int,
         window: int,
-        kernel_init: _Initializer,
+        kernel_init: layers.Initializer,
         use_bias: bool = True,
-    ) -> Conv:
-        return Conv(
+    ) -> layers.Conv:
+        return layers.Conv(
             features=width,
             window=window,
             padding="VALID" if name.startswith("fc") else "SAME",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vgg_flax import model
+from vgg_flax import layers, model
 from vgg_flax.preprocess import Preprocessing
 from vgg_flax.weights import WeightsError, layouts, recognition
 from vgg_flax.weights import metadata as metadata_lib
@@ -277,7 +277,7 @@ def _is_finite(array: np.ndarray, dtype: jnp.dtype) -> bool:
 def _new_fc8(
     net: model.VGG, shapes: dict[str, tuple[int, ...]], dtype: jnp.dtype
 ) -> dict[str, jax.Array]:
-    init = model.INITIALIZERS[net.initializer][1]
+    init = layers.INITIALIZERS[net.initializer][1]
     shape = shapes["params/fc8/kernel"]
     return {
         "params/fc8/kernel": init(jax.random.key(0), shape, dtype),
