@@ -4,10 +4,12 @@ import csv
 import importlib.util
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
-from vgg_flax.config import ConfigError
+from vgg_flax.config import Config, ConfigError
+from vgg_flax.plan import Plan
 
 _COLORS = {"train": "#9aa0a6", "validation": "#1a73e8", "test": "#d93025"}
 
@@ -20,6 +22,37 @@ def result_line(record: dict[str, Any], workdir: epath.PathLike) -> str:
         f"top5 {record['top5']:.2%} ({record['top5_count']}/{count}), "
         f"loss {record['loss']:.4f}, step {record['step']}, {workdir}"
     )
+
+
+def introduction(
+    config: Config,
+    workdir: epath.Path,
+    plan: Plan,
+    *,
+    parameters: int,
+    examples: dict[str, int],
+    step: int,
+) -> list[str]:
+    """What a run says before it steps.
+
+    Args:
+      config: the run's.
+      workdir: the run's.
+      plan: the run's.
+      parameters: how many numbers the net has.
+      examples: how many each split has.
+      step: where the run stands; 0: at its start.
+    """
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    lines = [
+        f"{workdir}: {config.model.variant}, seed {config.seed}",
+        f"devices: {devices} in {jax.process_count()} process(es)",
+        f"parameters: {parameters:,}",
+        "examples: " + ", ".join(f"{name} {n:,}" for name, n in examples.items()),
+        f"steps: {plan.total_steps:,} of {config.data.batch_size} examples, "
+        f"{plan.steps_per_epoch:,.1f} an epoch",
+    ]
+    return lines + [f"resumed at step {step}"] * (0 < step < plan.total_steps)
 
 
 def draw_curves(records: list[dict[str, Any]], path: epath.Path) -> None:

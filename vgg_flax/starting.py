@@ -1,10 +1,42 @@
-"""What a run starts with: its own settings again, a new state, another run's params."""
+"""What a run starts with: settings that fit, a new state, another run's params."""
 
 import jax
 
 from vgg_flax import checkpoint, train_step
 from vgg_flax import config as config_lib
 from vgg_flax.config import Config, ConfigError
+
+
+def check(config: Config, devices: int) -> None:
+    """Sees that a checked config fits these devices, JAX's settings and its own net.
+
+    Raises:
+      ConfigError: a batch that does not divide over the devices, float64 where JAX
+        has none, or images that are too small for the net.
+    """
+    pieces = config.optimizer.accumulation_steps
+    of_what = f"{devices} device(s)"
+    config_lib.check_batch(
+        "data.eval_batch_size", config.data.eval_batch_size, devices, of_what
+    )
+    if pieces > 1:
+        of_what += f" x {pieces} accumulation steps"
+    config_lib.check_batch(
+        "data.batch_size", config.data.batch_size, devices * pieces, of_what
+    )
+    net = train_step.make_model(config.model)
+    if net.param_dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "config.model.dtype='float64' needs JAX's 64-bit mode, which is off; "
+            "set the environment variable JAX_ENABLE_X64=1"
+        )
+    if config.data.crop_size < net.smallest_image:
+        raise ConfigError(
+            f"config.data.crop_size={config.data.crop_size} is smaller than the net "
+            f"can take, {net.smallest_image} pixels with config.model.fc6_window="
+            f"{config.model.fc6_window}; raise it, or use "
+            f"--config.model.fc6_window={max(1, config.data.crop_size // 32)}"
+        )
 
 
 def check_same(saved: checkpoint.Checkpoint, config: Config) -> None:

@@ -1,6 +1,5 @@
 """The training loop: resume, step, log, evaluate, save, test."""
 
-import dataclasses
 import math
 import signal
 import time
@@ -17,16 +16,16 @@ from vgg_flax import (
     events,
     optimizer,
     parallel,
-    preprocess,
     profiling,
     progress,
     report,
     run_directory,
+    saving,
     starting,
     train_step,
 )
 from vgg_flax import config as config_lib
-from vgg_flax.config import Config, ConfigError
+from vgg_flax.config import Config
 from vgg_flax.plan import Plan
 
 
@@ -49,7 +48,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
     workdir = epath.Path(workdir).expanduser()
     shard = dataset.Shard(jax.process_index(), jax.process_count())
     distributed.check_devices()
-    _check_batch_sizes(config)
+    starting.check(config, jax.device_count())
     run = _Run(config, workdir, shard)
     distributed.check_same(run.facts())
     if shard.process == 0:
@@ -87,19 +86,6 @@ class _Run:
             if data.validation_split
             else None
         )
-        net = train_step.make_model(config.model)
-        if net.param_dtype == "float64" and not jax.config.read("jax_enable_x64"):
-            raise ConfigError(
-                "config.model.dtype='float64' needs JAX's 64-bit mode, which is off; "
-                "set the environment variable JAX_ENABLE_X64=1"
-            )
-        if data.crop_size < net.smallest_image:
-            raise ConfigError(
-                f"config.data.crop_size={data.crop_size} is smaller than the net can "
-                f"take, {net.smallest_image} pixels with config.model.fc6_window="
-                f"{config.model.fc6_window}; raise it, or use "
-                f"--config.model.fc6_window={max(1, data.crop_size // 32)}"
-            )
         self.plan = Plan.of(config, len(self.train_split))
         self.abstract_state = jax.eval_shape(lambda: train_step.init_state(config))
         self.shards = train_step.make_shards(config, jax.device_count())
@@ -130,8 +116,14 @@ class _Run:
         happened: events.Events,
     ) -> None:
         """Restores or makes the state, and says what is coming."""
-        self.checkpoints, self.signals, self.events = checkpoints, signals, happened
-        self.saving: int | None = None  # the step whose save is not known to be done
+        self.signals, self.events = signals, happened
+        self.saver = saving.Saver(
+            self.config,
+            self.workdir,
+            self.train_split.class_names,
+            checkpoints,
+            happened,
+        )
         self.events.write(
             "start",
             began=self.goodput.began,
@@ -177,7 +169,7 @@ class _Run:
             total_steps=self.plan.total_steps,
             active=is_first,
         )
-        self._introduce(resumed=saved is not None)
+        self._introduce()
         self._eval_step: Any = None
 
     def train(self) -> None:
@@ -218,7 +210,7 @@ class _Run:
                 meter.read_all()
                 self._stop_profile()
                 meter.restart_clock()
-            self._note_finished_save()
+            self.saver.note_finished()
             if self.plan.saves_at(self.step):
                 meter.read_all()
                 self.evaluated = not self.plan.evaluates_at(self.step)
@@ -240,8 +232,8 @@ class _Run:
         else:
             record = self._evaluate("test", self.test_split)
             self.log.draw()
-        self._wait_for_save()
-        self._check_still_there()
+        self.saver.wait()
+        self.saver.check_still_there()
         self.events.write("complete", **self.goodput.facts())
         self.log.say(self.goodput.line())
         self.log.say(report.result_line(record, self.workdir))
@@ -296,44 +288,14 @@ class _Run:
         self.evaluated = True
         self._save(top1)
 
-    def _check_still_there(self) -> None:
-        """Sees that the workdir is the one that was opened: a save makes missing ones.
-
-        Raises:
-          CheckpointError: it has vanished.
-        """
-        if not (self.workdir / "config.json").exists():
-            raise checkpoint.CheckpointError(
-                f"{self.workdir} has vanished, or its config.json has; bring it back, "
-                "then run again to resume, or start anew"
-            )
-
     def _save(self, top1: float | None) -> None:
-        self._check_still_there()
-        data, net = self.config.data, train_step.make_model(self.config.model)
-        meta = {
-            "config": dataclasses.asdict(self.config),
-            "variant": net.variant,
-            "model": net.settings,
-            "preprocessing": dataclasses.asdict(preprocess.Preprocessing.of(data)),
-            "class_names": list(self.train_split.class_names),
-            "train_scale": data.train_scale if data.train_view == "paper" else None,
-            "evaluated": self.evaluated,
-        }
-        self._wait_for_save()
-        productive = self.goodput.productive_seconds
-        self.events.write("save_started", productive_seconds=productive)
-        self.checkpoints.save(self.step, self.shards.fetch(self.state), meta, top1)
-        self.saving = self.step
-
-    def _wait_for_save(self) -> None:
-        self.checkpoints.wait()
-        self._note_finished_save()
-
-    def _note_finished_save(self) -> None:
-        if self.saving is not None and self.checkpoints.has_saved(self.saving):
-            self.events.write("save_finished", step=self.saving)
-            self.saving = None
+        self.saver.save(
+            self.step,
+            self.shards.fetch(self.state),
+            evaluated=self.evaluated,
+            top1=top1,
+            productive_seconds=self.goodput.productive_seconds,
+        )
 
     def _evaluate(self, name: str, split: dataset.Split) -> dict[str, Any]:
         if self._eval_step is None:
@@ -382,9 +344,9 @@ class _Run:
 
     def _stop(self, received: signal.Signals) -> None:
         """Saves where the run stands and leaves."""
-        if self.step not in self.checkpoints.steps():
+        if self.step not in self.saver.steps():
             self._save(None)
-        self._wait_for_save()
+        self.saver.wait()
         self.events.write("stopped", signal=received.name, **self.goodput.facts())
         self.log.say(self.goodput.line())
         raise distributed.Interrupted(
@@ -394,40 +356,15 @@ class _Run:
             128 + received,
         )
 
-    def _introduce(self, *, resumed: bool) -> None:
-        config, plan, say = self.config, self.plan, self.log.say
+    def _introduce(self) -> None:
         leaves = jax.tree.leaves(self.abstract_state.params)
-        device = jax.devices()[0]
-        say(f"{self.workdir}: {config.model.variant}, seed {config.seed}")
-        say(
-            f"devices: {jax.device_count()} x {device.device_kind} in "
-            f"{jax.process_count()} process(es)"
-        )
-        say(f"parameters: {sum(math.prod(leaf.shape) for leaf in leaves):,}")
-        sizes = {s.name: len(s) for s in (self.train_split, self.test_split)}
-        if self.validation_split is not None:
-            sizes[self.validation_split.name] = len(self.validation_split)
-        say("examples: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items()))
-        say(
-            f"steps: {plan.total_steps:,} of {config.data.batch_size} examples, "
-            f"{plan.steps_per_epoch:,.1f} an epoch"
-        )
-        if resumed and self.step < plan.total_steps:
-            say(f"resumed at step {self.step}")
-
-
-def _check_batch_sizes(config: Config) -> None:
-    devices = jax.device_count()
-    pieces = config.optimizer.accumulation_steps
-    of_what = f"{devices} device(s)"
-    if pieces > 1:
-        of_what += f" x {pieces} accumulation steps"
-    config_lib.check_batch(
-        "data.batch_size", config.data.batch_size, devices * pieces, of_what
-    )
-    config_lib.check_batch(
-        "data.eval_batch_size",
-        config.data.eval_batch_size,
-        devices,
-        f"{devices} device(s)",
-    )
+        splits = (self.train_split, self.test_split, self.validation_split)
+        for line in report.introduction(
+            self.config,
+            self.workdir,
+            self.plan,
+            parameters=sum(math.prod(leaf.shape) for leaf in leaves),
+            examples={s.name: len(s) for s in splits if s is not None},
+            step=self.step,
+        ):
+            self.log.say(line)
