@@ -1,7 +1,7 @@
 """vgg16's training step for TPUs that are not here: exchanges and memory, as a table.
 
-python -m benchmarks.compiling [ROW ...]: each row is one `vgg-flax compile`, a process of
-its own, of a minute or some; needs the extra `tpu-aot`. The README quotes it.
+python -m benchmarks.compiling [ROW ...]: each row is one `vgg-flax compile`, in a
+process of its own, for a minute or more. Needs the extra `tpu-aot`. README quotes it.
 """
 
 import argparse
