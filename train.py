@@ -45,6 +45,9 @@ if __name__ == "__main__":
     except distributed.Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
+    except KeyboardInterrupt:  # before there was anything to save
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(130)
     except config.VGGFlaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

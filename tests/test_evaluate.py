@@ -212,12 +212,12 @@ def test_a_and_r_look_at_their_own_classes_only(
     tmp_path: pathlib.Path, label_set: str
 ) -> None:
     net, synsets = thousand(), folder.imagenet_synsets()
-    chosen = [700, 3, 44, 999, 512, 6]
+    chosen = np.random.default_rng(0).permutation(1000)[:200].tolist()
     for i, index in enumerate(chosen):
         write_photo(tmp_path / synsets[index] / f"{i}.png", i)
     images = opened(str(tmp_path), net, "", label_set=label_set)
     result, outcomes = evaluate([net], images)
-    assert result["data"]["classes"] == result["count"] == 6
+    assert result["data"]["classes"] == result["count"] == 200
     for outcome in outcomes:
         path = pathlib.Path(outcome["key"])
         assert outcome["labels"] == [synsets.index(path.parent.name)]
@@ -227,9 +227,13 @@ def test_a_and_r_look_at_their_own_classes_only(
         place = sorted(chosen).index(outcome["labels"][0])
         assert outcome["rank"] == order.tolist().index(place)
         expected = scipy.special.logsumexp(found) - found[place]
-        np.testing.assert_allclose(outcome["nll"], expected, atol=1e-5)
-    write_photo(tmp_path / "n00000000" / "x.png", 0)
+        np.testing.assert_allclose(outcome["nll"], expected, rtol=2e-6, atol=1e-5)
+    first = tmp_path / synsets[chosen[0]]
+    first.rename(tmp_path / "n00000000")
     with pytest.raises(DataError, match=r"folders 'n00000000' and the net has 1000"):
+        opened(str(tmp_path), net, "", label_set=label_set)
+    (tmp_path / "n00000000").rename(tmp_path.parent / f"away_{label_set}")
+    with pytest.raises(DataError, match="has 199 classes; ImageNet-A and -R have 200"):
         opened(str(tmp_path), net, "", label_set=label_set)
 
 
@@ -246,7 +250,7 @@ def test_real_has_several_labels_or_none(tmp_path: pathlib.Path) -> None:
         [order[0][0]],
         [],
         [order[2][9], order[2][3]],
-        [order[3][7], order[3][0]],
+        [order[3][7], order[3][0], order[3][7]],  # twice, and counted once
         [order[4][5]],
     ]
     label_file = tmp_path / "real.json"
@@ -261,6 +265,11 @@ def test_real_has_several_labels_or_none(tmp_path: pathlib.Path) -> None:
     assert ranks == dict(
         zip([names[i] for i in (0, 2, 3, 4)], (0, 3, 0, 5), strict=True)
     )
+    for outcome in outcomes:
+        labels = lists[names.index(pathlib.Path(outcome["key"]).name)]
+        log_posterior = scipy.special.log_softmax(scores(net, outcome["key"]))
+        expected_nll = -scipy.special.logsumexp(log_posterior[sorted(set(labels))])
+        np.testing.assert_allclose(outcome["nll"], expected_nll, rtol=1e-5)
     label_file.write_text("[[1], [1000]]")
     for path, expected in (
         (str(label_file), "lists of labels, 0 to 999"),
@@ -283,6 +292,16 @@ def test_classes_that_the_net_does_not_have_are_named(photos: str) -> None:
     net = tiny_net().replace(class_names=tuple("abcdefghik"))
     with pytest.raises(DataError, match=r"4 classes .* the net's 10: .* know 'j', and"):
         opened(photos, net)
+    with pytest.raises(DataError, match="does not name its own, has 3"):
+        opened(photos, tiny_net(num_classes=3).replace(class_names=()))
+    with pytest.raises(
+        DataError, match=r"/test holds folders, and no image; is it a s"
+    ):
+        opened(photos, net, "")
+    with pytest.raises(DataError, match="--label-file x needs --label-set real"):
+        opened(photos, net, label_file="x")
+    with pytest.raises(DataError, match="--data-dir x is TFDS'"):
+        opened(photos, net, data_dir="x")
     with pytest.raises(DataError, match="is not a folder"):
         opened(f"{photos}/absent", net)
     with pytest.raises(DataError, match="a TFDS name needs --split"):
@@ -376,6 +395,10 @@ def test_the_paper_needs_known_nets() -> None:
     with pytest.raises(config.ConfigError, match="fusion needs the same"):
         two = Experiment("two", ((0, Protocol("center", (40,))),))
         experiments.check([net, thousand()], [two])
+    other = tiny_net().replace(class_names=tuple("jihgfedcba"))
+    for nets in ([tiny_net(), other], [other, tiny_net().replace(class_names=())]):
+        with pytest.raises(config.ConfigError, match="in one order"):
+            experiments.check(nets, [two])
 
 
 # The command
@@ -595,6 +618,66 @@ def test_unreadable_images_are_named_counted_and_left_out(
     ]
 
 
+def test_a_link_to_nowhere_is_an_unreadable_image(
+    run_directory: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "data"
+    for label in "0123456789":
+        write_photo(data / label / "a.png", int(label))
+    link = data / "3" / "b.png"
+    link.symlink_to(tmp_path / "nowhere.png")
+    (data / "4" / "folder.png").mkdir()
+    assert cli.main(command(run_directory, data, tmp_path / "out")) == 2
+    assert f"unreadable: {link}: " in capsys.readouterr().err
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (result["count"], result["data"]["images"]) == (10, 11)
+
+
+def test_a_set_without_a_readable_image_names_some_and_leaves_no_journal(
+    run_directory: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for label in "0123456789":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "bad.png").write_bytes(b"x")
+    assert cli.main(command(run_directory, tmp_path / "data", tmp_path / "out")) == 1
+    errors = capsys.readouterr().err
+    assert "10 of 10 are unreadable, 0 have no label; " in errors
+    assert errors.count("bad.png: cannot decode") == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_result_without_a_name_of_its_own_overwrites_no_other(
+    run_directory: pathlib.Path, digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    def run(*flags: str) -> set[str]:
+        arguments = ["evaluate", str(run_directory), f"--data={digits}", "--limit=3"]
+        assert cli.main([*arguments, f"--output={tmp_path}", *flags]) == 0
+        return {path.name for path in tmp_path.iterdir()}
+
+    (first,) = run()
+    assert run() == {first}
+    both = run("--flip")
+    assert len(both) == 2 and first in both
+    for name in both:
+        key = json.loads((tmp_path / name).read_text())["key"]
+        assert name == f"evaluation-{key}.json"
+
+
+@pytest.mark.parametrize(
+    "flag", ["--scales=256,x", "--train-scale=abc", "--train-scale=512-256"]
+)
+def test_malformed_scales_are_answered_with_an_example(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evaluate", "x.pth", "--data=x", flag])
+    assert "expected such as 256" in capsys.readouterr().err
+
+
 def test_a_tfds_name_is_a_data_set(
     run_directory: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
 ) -> None:
@@ -673,6 +756,8 @@ def test_bad_options_are_answered_before_anything_runs(
         (["--limit=-1"], "limit -1: expected at least 1"),
         (["--paper"], "no row of Tables 3 to 6 has [('vgg11', (32, 32))]"),
         (["--predictions=x.txt"], "expected a name in .csv or .parquet"),
+        ([f"--output={run_directory}"], "is an input; choose another name"),
+        ([f"--output={tmp_path}/out.csv"], "--output and --predictions are both"),
     ):
         arguments = command(run_directory, digits, tmp_path / "out", *flags)
         assert cli.main(arguments) == 1

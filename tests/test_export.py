@@ -14,7 +14,6 @@ import pytest
 from conftest import random_net, save_run
 
 from vgg_flax import cli, export, preprocess
-from vgg_flax.weights import WeightsError
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -102,10 +101,19 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: pathlib.Path) ->
     net = random_net("vgg11")
     with pytest.raises(export.ExportError, match="there is no folder"):
         export.save(net, tmp_path / "missing" / "net.jax")
-    (tmp_path / "net.jax.json").mkdir()
-    with pytest.raises(WeightsError, match="cannot be written"):
-        export.save(net, tmp_path / "net.jax", ("cpu",))
-    assert [p.name for p in tmp_path.iterdir()] == ["net.jax.json"]
+    for there in ("net.jax.json", "net.jax"):  # weights, perhaps
+        (tmp_path / there).write_text("precious")
+        with pytest.raises(export.ExportError, match=f"{there} exists; choose"):
+            export.save(net, tmp_path / "net.jax", ("cpu",))
+        assert [p.name for p in tmp_path.iterdir()] == [there]
+        assert (tmp_path / there).read_text() == "precious"
+        (tmp_path / there).unlink()
+
+
+def test_features_have_no_class_names(tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg11", head="none", num_classes=1000).replace(class_names=())
+    export.save(net, tmp_path / "net.jax", ("cpu",))
+    assert json.loads((tmp_path / "net.jax.json").read_text())["class_names"] == []
 
 
 def test_the_command_writes_a_folded_net(
@@ -125,5 +133,6 @@ def test_the_command_writes_a_folded_net(
     np.testing.assert_allclose(logits, net(batch), rtol=1e-4, atol=1e-5)
     about = json.loads((tmp_path / "net.jax.json").read_text())
     assert (about["variant"], about["source"]) == ("vgg11", str(run))
+    command[2] = str(tmp_path / "other.jax")
     assert cli.main([*command, "--platforms", "gpu"]) == 1
     assert "expected some of cpu,cuda,rocm,tpu" in capsys.readouterr().err

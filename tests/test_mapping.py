@@ -532,6 +532,13 @@ def test_numbers_that_the_dtype_or_batch_norm_cannot_have() -> None:
     assert "features.5.running_var: a variance below zero" in listed(tensors)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_])
+def test_quantised_weights_are_not_taken_for_real_ones(dtype: Any) -> None:
+    tensors, name = torchvision_tensors("vgg11"), "features.3.weight"
+    tensors[name] = (50 * tensors[name]).astype(dtype)
+    assert f"{name}: {np.dtype(dtype)}, expected floats" in listed(tensors)
+
+
 def test_grey_nets_do_not_get_colour_pixels() -> None:
     tensors = torchvision_tensors("vgg11")
     tensors["features.0.weight"] = tensors["features.0.weight"][:, :1]

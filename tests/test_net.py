@@ -1,12 +1,13 @@
 """`vgg_flax.load` gives a net that plain JAX functions can use."""
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import changed
+from conftest import changed, random_net, save_run
 
 import vgg_flax
 from vgg_flax import checkpoint, config, progress, trainer
@@ -131,6 +132,42 @@ def test_integer_images_other_than_uint8_are_refused(workdir: pathlib.Path) -> N
 def test_a_folder_that_is_no_run_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match="no folder 'checkpoints'"):
         vgg_flax.load(tmp_path)
+
+
+def test_a_folder_with_weight_files_names_them(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match=r"the file: .*/model\.safet"):
+        vgg_flax.load(tmp_path)
+
+
+def test_a_runs_folder_of_checkpoints_is_the_run(tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg11")
+    run = save_run(net, tmp_path / "run")
+    for folder in (run, run / "checkpoints", run / "checkpoints" / "0"):
+        assert vgg_flax.load(folder).sha256 == vgg_flax.load(run).sha256
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "expected"),
+    [
+        ("x.pth", {"num_classes": 0}, "num_classes=0: expected a positive number"),
+        ("x.pth", {"num_classes": "3"}, "num_classes='3': expected a positive number"),
+        ("x.pth", {"num_classes": 3, "include_top": False}, "leave one out"),
+        ("x.pth", {"dtype": "float64"}, "JAX_ENABLE_X64=1"),
+        ("", {}, "'' is no weights"),
+        ("s3://bucket/x.pth", {}, "needs a package: pip install s3fs"),
+    ],
+)
+def test_impossible_requests_say_why(path: str, options: Any, expected: str) -> None:
+    with pytest.raises(config.VGGFlaxError, match=expected):
+        vgg_flax.load(path, **options)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32, 4), (1, 3, 32, 32)])
+def test_images_of_another_shape_are_told_what_is_expected(shape: Any) -> None:
+    net = random_net("vgg11")
+    with pytest.raises(ValueError, match=r"expected \[batch, height, width, 3\]"):
+        net(np.zeros(shape, np.uint8))
 
 
 def test_a_net_trained_across_replicas_evaluates_alone(

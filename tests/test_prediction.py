@@ -252,6 +252,23 @@ def test_the_command_draws_a_picture_of_each_image(
     assert wide.std() > 20  # it is not blank
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_other(
+    run: str,
+    images: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    narrow, china = tmp_path / "narrow.png", images / "china.png"
+    PIL.Image.new("L", (60_000, 1)).save(narrow)
+    pictures = tmp_path / "pictures"
+    arguments = [str(narrow), str(china), f"--heatmap={pictures}", "--scale=128"]
+    assert cli.main(["predict", run, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert str(china) in captured.out and str(narrow) in captured.out
+    assert [path.name for path in pictures.iterdir()] == ["china_heatmap.png"]
+    assert f"unreadable: {narrow}: no heat map: 60000 x 1 pixels" in captured.err
+
+
 def test_what_cannot_be_done_is_an_error(
     run: str,
     images: pathlib.Path,
@@ -264,7 +281,8 @@ def test_what_cannot_be_done_is_an_error(
         ([str(tmp_path), china], "checkpoints"),
         ([run, str(tmp_path / "cat.jpg")], "no such file or folder"),
         ([run, china, "--top", "0"], "top=0; expected at least 1"),
-        ([run, china, "--heatmap", str(tmp_path / "file")], "cannot make the folder"),
+        ([run, china, "--heatmap", str(tmp_path / "file")], "cannot be written"),
+        ([run, china, "--scale", "64"], "--scale 64 is of heat maps"),
         ([run, china, f"--heatmap={tmp_path}", "--scale", "16"], "at least 32 pixels"),
     ):
         assert cli.main(["predict", *arguments]) == 1

@@ -34,6 +34,11 @@ def some_batches(config: config_lib.Config, count: int) -> list[Any]:
     return [next(stream) for _ in range(count)]
 
 
+def first_state(config: config_lib.Config) -> train_step.TrainState:
+    """What a run starts with."""
+    return jax.jit(lambda: train_step.init_state(config))()
+
+
 def run(
     config: config_lib.Config, batches: list[Any], devices: int
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -43,7 +48,7 @@ def run(
     step = parallel.pmap_step(
         train_step.make_train_step(config, schedule), donate_state=True, devices=chosen
     )
-    state = parallel.replicate(jax.jit(lambda: train_step.init_state(config))(), chosen)
+    state = parallel.replicate(first_state(config), chosen)
     history = []
     for batch in batches:
         state, values = step(state, parallel.shard(batch, chosen))
@@ -132,7 +137,7 @@ def plain_gradients(config: config_lib.Config, params: Any, batch: Any) -> Any:
         logits = net.apply({"params": params}, images[chosen])
         return metrics.cross_entropy(logits, jnp.asarray(batch["label"][chosen])).mean()
 
-    return jax.grad(loss)(params)
+    return jax.jit(jax.grad(loss))(params)  # eagerly, each operation is compiled
 
 
 def test_the_update_is_sgd_with_momentum_and_coupled_l2(
@@ -148,7 +153,7 @@ def test_the_update_is_sgd_with_momentum_and_coupled_l2(
     batches = some_batches(config, 2)
     batches[1]["mask"][5:9] = False
     batches[1]["image"][5:9] = 255
-    params = jax.device_get(train_step.init_state(config).params)
+    params = jax.device_get(first_state(config).params)
     velocity = jax.tree.map(np.zeros_like, params)
     for batch in batches:
         gradients = plain_gradients(config, params, batch)
@@ -247,7 +252,7 @@ def test_the_plateau_divides_the_rate_the_step_uses(
     step = parallel.pmap_step(
         train_step.make_train_step(config, schedule), donate_state=True
     )
-    state = train_step.init_state(config)
+    state = first_state(config)
     state = state.replace(
         plateau=state.plateau.replace(decays=jnp.asarray(2, jnp.int32))
     )
@@ -265,7 +270,7 @@ def test_evaluation_counts_53_examples_at_batch_16_as_53(
         tiny_config, data__eval_batch_size=16, data__test_split="test[:53]"
     )
     split = dataset.open_split(config.data, config.data.test_split, 10)
-    state = parallel.replicate(train_step.init_state(config))
+    state = parallel.replicate(first_state(config))
     step = parallel.pmap_step(train_step.make_eval_step(config), donate_state=False)
 
     def measure(batches: Any) -> dict[str, Any]:

@@ -17,12 +17,18 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from flax import serialization, traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vgg_flax import distributed
 from vgg_flax.config import VGGFlaxError
+
+# Orbax warns of each save without metrics, which one between evaluations has not.
+absl_logging.get_absl_logger().addFilter(
+    lambda record: "Requested `tracked_metric`" not in record.getMessage()
+)
 
 Tree = dict[str, Any]
 Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
@@ -226,7 +232,7 @@ class Checkpoints:
             listed = ", ".join(wrong[:3]) + " and others" * (len(wrong) > 3)
             raise CheckpointError(
                 f"checkpoint {self._folder / str(step)} is damaged: {listed} differ "
-                "from what was saved (crc32)"
+                "from what was saved (crc32); use another step, or copy it anew"
             )
         return Checkpoint(step, leaves, meta)
 

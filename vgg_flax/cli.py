@@ -1,6 +1,7 @@
 """The `vgg-flax` command, whose subcommands are in `commands`. Training: `train.py`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -45,3 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except config.VGGFlaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT

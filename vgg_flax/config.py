@@ -6,6 +6,7 @@ dotted name. `check` is called once, at the border, before anything is built.
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 from typing import Any
 
@@ -278,6 +279,14 @@ def _check_data(data: DataConfig, model: ModelConfig) -> None:
     square = [len(row) for row in data.color_eigenvectors]
     if len(data.color_eigenvalues) != 3 or square != [3, 3, 3]:
         raise ConfigError("config.data: expected 3 color_eigenvalues, 3x3 eigenvectors")
+
+
+def check_path(name: str, path: Any) -> None:
+    """Raises ConfigError where the package is missing that reads such a path."""
+    packages = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+    package = packages.get(str(path).partition("://")[0])
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{name} {path} needs a package: pip install {package}")
 
 
 def check_batch(name: str, batch_size: int, multiple: int, of_what: str) -> None:

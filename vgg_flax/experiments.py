@@ -87,7 +87,8 @@ def chosen(
       flip: whether center and dense average the mirror image.
 
     Raises:
-      ConfigError: a protocol along with `whole_paper`, or as `of_the_paper`.
+      ConfigError: a protocol along with `whole_paper`, or as `of_the_paper` and
+        `check`.
     """
     if whole_paper:
         if protocol or scales or flip:
@@ -101,7 +102,9 @@ def chosen(
     variants = " + ".join(net.variant for net in nets)
     used = sorted({scale for _, one in entries for scale in one.scales})
     title = f"{variants}, Q {' '.join(map(str, used))}, {name}"
-    return [Experiment(title + (" + flip" if flip else ""), entries)]
+    found = [Experiment(title + (" + flip" if flip else ""), entries)]
+    check(nets, found)
+    return found
 
 
 def of_the_paper(nets: Sequence[Net]) -> list[Experiment]:
@@ -146,8 +149,10 @@ def check(nets: Sequence[Net], experiments: Sequence[Experiment]) -> None:
     if headless:
         raise ConfigError(f"{headless} have features only, and no classes to test")
     counts = {net.source: net.model.num_classes for net in nets}
-    names = {net.class_names for net in nets if net.class_names}
-    if len(set(counts.values())) > 1 or len(names) > 1:
+    if len({(net.model.num_classes, net.class_names) for net in nets}) > 1:
+        silent = [net.source for net in nets if not net.class_names]
         raise ConfigError(
-            f"the nets differ in their classes, {counts}; fusion needs the same ones"
+            f"the nets differ in their classes, {counts}"
+            + (f", and {silent} do not name theirs" if silent else "")
+            + "; fusion needs the same ones, in one order"
         )

@@ -76,15 +76,18 @@ def save(
       The artifact's size in bytes.
 
     Raises:
-      ExportError: as `export`, or there is no such folder.
+      ExportError: as `export`, there is no such folder, or a file that exists.
       WeightsError: a file can't be written.
     """
     target = pathlib.Path(path)
     if not target.parent.is_dir():  # before the work, which takes a while
         raise ExportError(f"{target}: there is no folder {target.parent}; make it")
+    for file in (target, about_path := target.with_name(f"{target.name}.json")):
+        if file.exists():
+            raise ExportError(f"{file} exists; choose another name, or remove it")
     data = export(net, platforms)
     about = json.dumps(_describe(net, platforms), indent=2) + "\n"
-    with writers.whole_file(target.with_name(f"{target.name}.json")) as temporary:
+    with writers.whole_file(about_path) as temporary:
         temporary.write_text(about)
     with writers.whole_file(target) as temporary:
         temporary.write_bytes(data)
@@ -98,6 +101,8 @@ def _describe(net: Net, platforms: Sequence[str]) -> dict[str, Any]:
         "variant": net.variant,
         "preprocessing": dataclasses.asdict(net.preprocessing),
         "platforms": list(platforms),
-        "class_names": imagenet.display_names(net.class_names, net.model.num_classes),
+        "class_names": ()
+        if net.model.head == "none"
+        else imagenet.display_names(net.class_names, net.model.num_classes),
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "vgg-flax")},
     }

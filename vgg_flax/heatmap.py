@@ -33,6 +33,17 @@ class Heatmaps:
     grad_cam: np.ndarray
 
 
+def check(net: Net, scale: int | None) -> int:
+    """The scale of `make`; raises HeatmapError where the net can't take it."""
+    scale = 2 * net.preprocessing.test_scale if scale is None else scale
+    if scale < net.model.smallest_image:
+        raise HeatmapError(
+            f"scale={scale}; this net takes images of at least "
+            f"{net.model.smallest_image} pixels a side"
+        )
+    return scale
+
+
 def make(
     net: Net, image: bytes | np.ndarray, class_index: int, scale: int | None = None
 ) -> Heatmaps:
@@ -54,12 +65,7 @@ def make(
       ImageError: the bytes are no image.
       HeatmapError: the net can't take an image of this scale.
     """
-    scale = 2 * net.preprocessing.test_scale if scale is None else scale
-    if scale < net.model.smallest_image:
-        raise HeatmapError(
-            f"scale={scale}; this net takes images of at least "
-            f"{net.model.smallest_image} pixels a side"
-        )
+    scale = check(net, scale)
     picture = net.preprocessing.rescale(image, scale)
     height, width, channels = picture.shape
     layers = description.describe(net.model, (1, height, width, channels))

@@ -8,13 +8,14 @@ from typing import Any
 
 from etils import epath
 
-from vgg_flax import dataset
+from vgg_flax import config, dataset
 from vgg_flax.datasets import DataError, folder
 
 # own: the data set's labels, by the names of its classes; -Sketch needs no more.
 # real: Beyer et al. 2020 (several labels an image, or none), for ImageNet's validation
 # images. v2: Recht et al. 2019, folders 0 to 999. a, r: Hendrycks et al. 2021, folders
 # of 200 synsets, and only these classes' scores are looked at.
+_FEWER_CLASSES = 200  # of -A and -R
 LABEL_SETS = ("own", "real", "v2", "a", "r", "sketch")
 
 Labels = Callable[[dict[str, Any]], tuple[int, ...]]
@@ -68,7 +69,12 @@ def open_images(
     Raises:
       DataError: no such data, or its classes are not the net's.
     """
+    config.check_path("--data", data)
     is_folder = epath.Path(data).is_dir()
+    if is_folder and data_dir:
+        raise DataError(f"--data-dir {data_dir} is TFDS', and --data {data} a folder")
+    if label_file and label_set != "real":
+        raise DataError(f"--label-file {label_file} needs --label-set real")
     if not is_folder and ("/" in data or not split):
         raise DataError(
             f"--data {data}: "
@@ -143,6 +149,11 @@ def _named_classes(
     # Weight files may have words instead of synsets; their order is ImageNet's.
     if num_classes == len(theirs) == 1000 and theirs == folder.imagenet_synsets():
         return range(len(theirs))
+    if not class_names:
+        raise DataError(
+            f"{split.name} has {len(theirs)} classes, {_some(theirs)}, and the net, "
+            f"which does not name its own, has {num_classes}"
+        )
     strangers = [name for name in theirs if name not in class_names]
     raise DataError(
         f"{split.name} has {len(theirs)} classes that do not match the net's "
@@ -166,6 +177,11 @@ def _numbered_classes(split: dataset.Split, num_classes: int) -> Sequence[int]:
 def _synset_classes(split: dataset.Split, num_classes: int) -> tuple[int, ...]:
     synsets = folder.imagenet_synsets()
     strangers = [name for name in split.class_names if name not in synsets]
+    if len(split.class_names) != _FEWER_CLASSES:
+        raise DataError(
+            f"{split.name} has {len(split.class_names)} classes; ImageNet-A and -R "
+            f"have {_FEWER_CLASSES}, and scores over others compare with nothing"
+        )
     if strangers or num_classes != len(synsets):
         raise DataError(
             f"{split.name} has folders {_some(strangers or split.class_names)} and the "
@@ -198,7 +214,7 @@ def _real_labels(text: str, path: str, num_classes: int) -> Labels:
                 f"{record['key']}: ReaL's labels are for ILSVRC2012_val_00000001.JPEG "
                 f"to number {len(lists)}"
             )
-        return tuple(lists[int(match[1]) - 1])
+        return tuple(dict.fromkeys(lists[int(match[1]) - 1]))
 
     return labels
 

@@ -185,7 +185,7 @@ class VGG(nn.Module):
         `method="score_map"`. Of an image smaller than the batch's, as `sizes` has it,
         the positions are those of its own height and width; beyond is garbage.
         """
-        self._check(images)
+        self.check(images)
         return self.walk(images, train=train, example_index=example_index, sizes=sizes)
 
     @nn.compact
@@ -263,7 +263,8 @@ class VGG(nn.Module):
             x = self._conv("fc8", self.num_classes, 1, fc_init)(x)
         return x.astype(self.param_dtype)
 
-    def _check(self, images: jax.Array) -> None:
+    def check(self, images: jax.Array) -> None:
+        """Raises ValueError for images of another rank or channels, or too small."""
         expected = f"[batch, height, width, {self.in_channels}]"
         if images.ndim != 4 or images.shape[-1] != self.in_channels:
             raise ValueError(f"images have shape {images.shape}; expected {expected}")

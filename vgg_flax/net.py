@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from flax import struct
 
-from vgg_flax import checkpoint, imagenet, preprocess
+from vgg_flax import checkpoint, config, imagenet, preprocess
 from vgg_flax.model import VGG  # `model` is an attribute below
 from vgg_flax.weights import (
     WeightsError,
@@ -47,14 +48,16 @@ class Net(struct.PyTreeNode):
     def __call__(self, images: Any) -> jax.Array:
         """Logits `[batch, classes]` of images `[batch, height, width, channels]`.
 
-        uint8 images (what `preprocessing.test_view` gives) are normalised first;
-        floats are taken as normalised already, so that `jax.grad` with respect to
-        them means what it says.
+          uint8 images (what `preprocessing.test_view` gives) are normalised first;
+          floats are taken as normalised already, so that `jax.grad` with respect to
+          them means what it says.
 
-        Raises:
-          TypeError: images of another integer type.
+          Raises:
+            TypeError: images of another integer type.
+        ValueError: images of another rank or channel count, or too small.
         """
         images = jnp.asarray(images)
+        self.model.check(images)
         if images.dtype == jnp.uint8:
             images = self.preprocessing.normalize(images, dtype=self.model.param_dtype)
         elif not jnp.issubdtype(images.dtype, jnp.floating):
@@ -105,16 +108,28 @@ def load(
         "preprocessing": preprocessing,
         "include_top": None if include_top else False,
     }
+    if num_classes is not None and not (
+        isinstance(num_classes, int) and num_classes > 0 and include_top
+    ):
+        raise WeightsError(
+            f"num_classes={num_classes!r}: expected a positive number"
+            + ("" if include_top else ", or features without classes: leave one out")
+        )
+    if not str(path_or_name):
+        raise WeightsError("'' is no weights; expected a file, a folder, a name, a URL")
     # etils knows schemes of its own, and not https://.
     is_url = str(path_or_name).startswith(("https://", "http://", "file://"))
+    if not is_url:
+        config.check_path("weights", path_or_name)
     if not is_url and epath.Path(path_or_name).expanduser().is_dir():
+        workdir, step = _find_run(epath.Path(path_or_name).expanduser(), step)
         given = [name for name, value in only_files.items() if value is not None]
         if given:
             raise WeightsError(
                 f"{path_or_name} is a run, which says itself what it is: leave out "
-                f"{', '.join(given)}, or convert it to .safetensors first"
+                f"{', '.join(given)}"
             )
-        return _load_checkpoint(epath.Path(path_or_name), step, dtype, sha256)
+        return _load_checkpoint(str(path_or_name), workdir, step, dtype, sha256)
     if step != "last":
         raise WeightsError(f"{path_or_name} is a file and has no steps; step={step!r}")
     container = containers.read(fetch.fetch(str(path_or_name), sha256=sha256))
@@ -165,15 +180,32 @@ def _of_file(
     )
 
 
+def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | str]:
+    """The run directory that a folder is, or is part of, and the step in it.
+
+    Raises:
+      CheckpointError: it is none; naming the weight files that it holds.
+    """
+    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        return folder.parent.parent, int(folder.name)
+    if folder.name == "checkpoints":
+        return folder.parent, step
+    if not checkpoint.exists(folder):
+        suffixes = (".safetensors", ".pth", ".bin", ".h5", ".caffemodel")
+        files = sorted(str(p) for p in folder.iterdir() if p.suffix in suffixes)
+        raise checkpoint.CheckpointError(
+            f"{folder} has no folder 'checkpoints', so that it is no run; "
+            + (f"give the file: {', '.join(files[:5])}" if files else "give a file")
+        )
+    return folder, step
+
+
 def _load_checkpoint(
-    folder: epath.Path, step: int | str, dtype: Any, sha256: str | None
+    source: str, workdir: epath.Path, step: int | str, dtype: Any, sha256: str | None
 ) -> Net:
-    workdir = folder.expanduser()
-    if workdir.name.isdigit() and workdir.parent.name == "checkpoints":
-        workdir, step = workdir.parent.parent, int(workdir.name)
     found = checkpoint.load(workdir, step)
     if sha256 is not None:
-        checksum.check(folder, found.sha256, sha256)
+        checksum.check(epath.Path(source), found.sha256, sha256)
     settings = found.meta["model"]
     net = VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
     variables = jax.tree.map(jnp.asarray, found.variables)
@@ -187,7 +219,7 @@ def _load_checkpoint(
         preprocessing=preprocess.Preprocessing.from_dict(found.meta["preprocessing"]),
         class_names=tuple(found.meta["class_names"]),
         train_scale=_pair(found.meta["train_scale"]),
-        source=str(folder),
+        source=source,
         sha256=found.sha256,
     )
 
@@ -199,6 +231,11 @@ def _check_dtype(dtype: Any) -> None:
         is_float = False
     if not is_float:
         raise WeightsError(f"dtype={dtype!r}; expected float32, bfloat16, float64, ...")
+    if jnp.dtype(dtype) == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise WeightsError(
+            "dtype=float64 needs JAX's 64-bit mode, which is off; set the environment "
+            "variable JAX_ENABLE_X64=1"
+        )
 
 
 def _pair(scale: list[int] | None) -> tuple[int, int] | None:

@@ -171,13 +171,13 @@ def draw_heatmaps(
     predictions: Sequence[Prediction],
     folder: epath.PathLike,
     scale: int | None = None,
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, str | preprocess.ImageError]]:
     """Draws heat maps of each prediction's best class as `folder/NAME_heatmap.png`.
 
     Of several images with one name the later ones get a number, `NAME_2_heatmap.png`.
 
     Yields:
-      The image's path and the picture's, when it is drawn.
+      The image's path and the picture's, when it is drawn; or why there is none.
 
     Raises:
       HeatmapError: the net can't take images of this scale.
@@ -195,7 +195,11 @@ def draw_heatmaps(
         name = next(n for n in itertools.chain([path.stem], numbered) if n not in taken)
         taken.add(name)
         target = folder / f"{name}_heatmap.png"
-        maps = heatmap.make(net, path.read_bytes(), best.index, scale)
+        try:
+            maps = heatmap.make(net, path.read_bytes(), best.index, scale)
+        except preprocess.ImageError as error:
+            yield str(path), error
+            continue
         title = f"{best.name}  {best.probability:.1%}"
         try:
             report.draw_heatmaps(

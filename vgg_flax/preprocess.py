@@ -43,6 +43,8 @@ def decode(data: bytes, channels: int = 3) -> np.ndarray:
     Raises:
       ImageError: the bytes are empty, cut off, or no image.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ImageError(f"expected an image's bytes, not {data!r}: read the file")
     if channels == 3 and data[:3] == b"\xff\xd8\xff":
         try:  # the same pixels as Pillow, without its copies
             if simplejpeg.decode_jpeg_header(data, strict=False)[2] in (
@@ -196,6 +198,11 @@ class Preprocessing:
         """
         if not isinstance(image, np.ndarray):
             image = decode(image, self.channels)
+        elif image.ndim != 3 or image.shape[2] != self.channels:
+            raise ImageError(
+                f"an image of shape {image.shape}; expected uint8 [height, width, "
+                f"{self.channels}]"
+            )
         size = isotropic_size(image.shape[0], image.shape[1], scale)
         if size[0] * size[1] > _MOST_PIXELS:
             raise ImageError(

@@ -35,7 +35,8 @@ from vgg_flax.metrics import TOP_K
 from vgg_flax.net import Net
 from vgg_flax.posteriors import Cell, Posteriors, Settings
 
-_PACKAGES = ("vgg-flax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
+_PACKAGES = ("vgg-flax", "jax", "jaxlib", "flax", "numpy", "scipy")
+_PACKAGES += ("pillow", "simplejpeg", "opencv-python-headless")  # decode and resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +104,14 @@ def evaluate(
     done = [result for _, result in sorted(journal.results.items())]
     if len(done) != total:
         raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
+    if not any(map(_counts, done)):
+        if jax.process_index() == 0:
+            journal.remove()
+        raise DataError(_nothing_counts(done, images.split.name))
     result = {
         "key": key,
         **described,
-        **_summary(described, experiments, done, images.split.name),
+        **_summary(described, experiments, done),
         "compiled_shapes": len(posteriors.shapes),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
@@ -187,7 +192,7 @@ class _Run:
         try:
             record = self._images.split.records[index]
         except OSError as error:
-            return _Tag(index, f"image {index}", ()), error
+            return _Tag(index, str(error.filename or f"image {index}"), ()), error
         tag = _Tag(index, record["key"], self._images.labels(record))
         if not tag.labels:
             return tag, None
@@ -270,11 +275,17 @@ def _outcome(
     }
 
 
+def _nothing_counts(done: Sequence[dict[str, Any]], split: str) -> str:
+    failed = [f"{image['key']}: {image['error']}" for image in done if "error" in image]
+    said = f"no image of {split} can be counted: {len(failed)} of {len(done)} are "
+    said += f"unreadable, {len(done) - len(failed)} have no label"
+    return "; ".join([said, *failed[:3]])
+
+
 def _summary(
     described: dict[str, Any],
     experiments: Sequence[Experiment],
     done: Sequence[dict[str, Any]],
-    split: str,
 ) -> dict[str, Any]:
     """What all images' results come to."""
     outcomes = [image for image in done if _counts(image)]
@@ -283,12 +294,6 @@ def _summary(
         for image in done
         if "error" in image
     ]
-    without_label = len(done) - len(outcomes) - len(unreadable)
-    if not outcomes:
-        raise DataError(
-            f"no image of {split} can be counted: {len(unreadable)} of {len(done)} are "
-            f"unreadable, {without_label} have no label"
-        )
     rows = [
         {**row, **_row([image["experiments"][i] for image in outcomes], experiment)}
         for i, (row, experiment) in enumerate(
@@ -299,7 +304,7 @@ def _summary(
         "experiments": rows,
         "count": len(outcomes),
         "unreadable": sorted(unreadable, key=lambda bad: bad["key"]),
-        "without_label": without_label,
+        "without_label": len(done) - len(outcomes) - len(unreadable),
     }
 
 

@@ -45,6 +45,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, Any
       VGGFlaxError: what the person at the keyboard can mend.
     """
     config = config_lib.check(config)
+    config_lib.check_path("--workdir", workdir)
     workdir = epath.Path(workdir).expanduser()
     shard = dataset.Shard(jax.process_index(), jax.process_count())
     distributed.check_devices()

@@ -32,6 +32,7 @@ def _run(options: argparse.Namespace) -> None:
     from vgg_flax import description
 
     if options.net in (*VARIANTS, *PAPER_LETTERS):
+        weights_options.check_unused(options, f"{options.net} is a column of Table 1")
         net, size = VGG(options.net), 224
     else:
         loaded = weights_options.load(options, options.net)

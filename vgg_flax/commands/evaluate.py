@@ -1,6 +1,7 @@
 """`vgg-flax evaluate`: weights tested by the paper's protocols."""
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -69,14 +70,34 @@ def add(commands: Any) -> None:
 
 
 def _scales(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected such as 256,384,512")
     return tuple(int(part) for part in text.split(","))
 
 
 def _train_scales(text: str) -> tuple[tuple[int, int], ...]:
+    expected = f"{text!r}; expected such as 256, 256-512 or 256,384"
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise argparse.ArgumentTypeError(expected)
     pairs = [part.split("-") for part in text.split(",")]
-    if max(map(len, pairs)) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected 256 or 256-512")
-    return tuple((int(pair[0]), int(pair[-1])) for pair in pairs)
+    scales = tuple((int(pair[0]), int(pair[-1])) for pair in pairs)
+    if any(low > high for low, high in scales):
+        raise argparse.ArgumentTypeError(expected)
+    return scales
+
+
+def _check_targets(
+    options: argparse.Namespace, output: epath.Path, predictions: epath.Path | None
+) -> None:
+    """Raises ConfigError where a file is to be written over one that is needed."""
+    needed = [epath.Path(p) for p in (*options.weights, options.label_file) if p]
+    for flag, target in (("--output", output), ("--predictions", predictions)):
+        if target and target.resolve() in {path.resolve() for path in needed}:
+            raise config.ConfigError(
+                f"{flag} {target} is an input; choose another name"
+            )
+    if predictions and predictions.resolve() == output.resolve():
+        raise config.ConfigError(f"--output and --predictions are both {output}")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -86,17 +107,16 @@ def _run(options: argparse.Namespace) -> int:
     distributed.initialize(options.distributed)
     distributed.check_devices()
     output = epath.Path(options.output)
-    report.check_output("--output", scoring.output_path(output, "new"))
     predictions = options.predictions and epath.Path(options.predictions)
+    _check_targets(options, output, predictions)
+    report.check_output("--output", scoring.output_path(output, "new"))
     if predictions:
         report.check_predictions(predictions)
-    if len(options.weights) > 1:
-        for name in ("step", "variant", "preprocessing", "sha256"):
-            if getattr(options, name) not in (None, "last"):
-                raise config.ConfigError(
-                    f"--{name} with {len(options.weights)} WEIGHTS: it is of one; "
-                    "convert that one first, and it will say so itself"
-                )
+    if (count := len(options.weights)) > 1:
+        weights_options.check_unused(
+            options,
+            f"with {count} WEIGHTS convert that one first, and it will say so itself",
+        )
     nets = [
         experiments.adapt(
             weights_options.load(options, path), options.dtype, options.adaptive_pool

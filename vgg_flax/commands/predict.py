@@ -5,6 +5,9 @@ import json
 import sys
 from typing import Any
 
+from etils import epath
+
+from vgg_flax import config
 from vgg_flax.commands import weights_options
 
 
@@ -43,9 +46,14 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vgg_flax import prediction, progress
+    from vgg_flax import heatmap, prediction, preprocess, progress, report
 
+    if options.scale is not None and options.heatmap is None:
+        raise config.ConfigError(f"--scale {options.scale} is of heat maps: --heatmap")
     net = weights_options.load(options, options.weights)
+    if options.heatmap is not None:
+        heatmap.check(net, options.scale)
+        report.check_output("--heatmap", epath.Path(options.heatmap) / "heatmap.png")
     paths = prediction.find_images(options.images)
     with progress.bar(len(paths), "image") as bar:
         predictions, unreadable = prediction.predict(
@@ -55,18 +63,21 @@ def _run(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             after_batch=bar.update,
         )
+    if not options.json:  # first: pictures take a while
+        print(prediction.to_text(predictions))
     pictures: dict[str, str] = {}
     if options.heatmap is not None:
         with progress.bar(len(predictions), "picture") as bar:
             for path, picture in prediction.draw_heatmaps(
                 net, predictions, options.heatmap, options.scale
             ):
-                pictures[path] = picture
+                if isinstance(picture, preprocess.ImageError):
+                    unreadable[path] = f"no heat map: {picture}"
+                else:
+                    pictures[path] = picture
                 bar.update()
     if options.json:
         print(json.dumps(prediction.to_dict(net, predictions, unreadable, pictures)))
-    else:
-        print(prediction.to_text(predictions))
     for path, reason in unreadable.items():
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     if unreadable:

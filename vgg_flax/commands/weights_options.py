@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from vgg_flax import config
 from vgg_flax.model import VARIANTS
 
 WHAT = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
@@ -18,6 +19,13 @@ def add(command: argparse.ArgumentParser) -> None:
     add("--variant", choices=tuple(VARIANTS), help="where names can't tell: vgg11_lrn")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
     add("--sha256", help="what the file's must be")
+
+
+def check_unused(options: argparse.Namespace, why: str) -> None:
+    """Raises ConfigError if any of the options is given that would do nothing."""
+    for name in ("step", "variant", "preprocessing", "sha256"):
+        if getattr(options, name) not in (None, "last"):
+            raise config.ConfigError(f"--{name} is of one file or run: {why}")
 
 
 def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:

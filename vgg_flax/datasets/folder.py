@@ -41,10 +41,17 @@ class ImageFiles:
     def fingerprint(self) -> str:
         """A hash of the images' names, classes and sizes; none of them is read."""
         facts = [
-            (path.parent.name, path.name, path.stat().length, label)
+            (path.parent.name, path.name, _length(path), label)
             for path, label in self._items
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _length(path: epath.Path) -> int:
+    try:
+        return path.stat().length
+    except OSError:  # a link to nowhere: who reads it will say so
+        return -1
 
 
 def list_images(
@@ -78,7 +85,7 @@ def _list_classes(
     root: epath.Path, split: str, num_classes: int
 ) -> tuple[list[Item], tuple[str, ...]]:
     names = _folders(root / split)
-    for other in _folders(root):
+    for other in _folders(root) if split else []:
         if _folders(root / other) not in ([], names):
             differing = sorted(set(_folders(root / other)) ^ set(names))
             raise FolderError(
@@ -92,6 +99,11 @@ def _list_classes(
     items: list[Item] = []
     for name in names:
         files = _images(root / split / name)
+        if not files and not split and _folders(root / name):
+            raise FolderError(
+                f"{root / name} holds folders, and no image; is it a split? Then name "
+                f"it: --split {name}"
+            )
         if not files:
             raise FolderError(
                 f"{root / split / name} holds no image ({', '.join(SUFFIXES)}); "
@@ -138,7 +150,11 @@ def _folders(folder: epath.Path) -> list[str]:
 
 
 def _images(folder: epath.Path) -> list[epath.Path]:
-    return sorted(p for p in _visible(folder) if p.suffix.lower() in SUFFIXES)
+    return sorted(
+        path
+        for path in _visible(folder)
+        if path.suffix.lower() in SUFFIXES and not path.is_dir()
+    )
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:

@@ -124,7 +124,8 @@ def _make_builder(name: str, data_dir: str, **kwargs: Any) -> Any:
         raise DataError(
             f"data set {name!r} is not known to TFDS; "
             + (f"near it: {', '.join(close)}; " if close else "")
-            + "for your own images use --config.data.name=folder"
+            + "your own images: an existing folder, as --data, or as "
+            "--config.data.data_dir with --config.data.name=folder"
         ) from error
     except (ValueError, AssertionError) as error:  # a config or version, a bad name
         raise DataError(f"data set {name!r}: {error}".replace("\n", " ")) from error

@@ -234,6 +234,8 @@ def _check_arrays(
                 f"{name}: {tensors[name].shape} gives {array.shape} for "
                 f"{slot.layer}'s {slot.leaf}, expected {expected}"
             )
+        elif not jnp.issubdtype(array.dtype, jnp.floating):
+            problems.append(f"{name}: {array.dtype}, expected floats")
         elif not _is_finite(array, dtype):
             problems.append(f"{name}: not finite as {dtype}")
         elif slot.leaf == "var" and array.size and array.min() < 0:
