@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+import test_mapping
 from conftest import random_net, save_run
 
 from vgg_flax import cli, description, model
@@ -166,3 +168,17 @@ def test_the_command_refuses_what_is_neither_variant_nor_net(
         assert "at least 224 pixels" in capsys.readouterr().err
     assert cli.main(["describe", "vgg16", "--batch=0"]) == 1
     assert "expected at least one" in capsys.readouterr().err
+
+
+def test_a_file_of_features_is_described_when_asked_for(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = test_mapping.torchvision_tensors("vgg11")
+    features = {k: v for k, v in tensors.items() if k.startswith("features.")}
+    path = tmp_path / "features.safetensors"
+    safetensors.numpy.save_file(features, path)
+    assert cli.main(["describe", str(path)]) == 1
+    assert "--features-only" in capsys.readouterr().err
+    assert cli.main(["describe", str(path), "--features-only"]) == 0
+    printed = capsys.readouterr().out
+    assert "conv5_2" in printed and "fc6" not in printed

@@ -132,13 +132,14 @@ def test_torchvisions_names_and_axes(variant: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_old_classifier_indices_and_dataparallel_prefixes() -> None:
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod."])
+def test_the_old_classifier_indices_and_the_wrappers_prefixes(prefix: str) -> None:
     tensors = torchvision_tensors()
     renamed = {"0": "1", "3": "4", "6": "6"}
     old = {
-        "module." + ".".join(["classifier", renamed[p[1]], p[2]])
+        prefix + ".".join(["classifier", renamed[p[1]], p[2]])
         if (p := name.split("."))[0] == "classifier"
-        else "module." + name: tensor
+        else prefix + name: tensor
         for name, tensor in tensors.items()
     }
     weights = mapping.to_weights(old)

@@ -18,9 +18,7 @@ def add(commands: Any) -> None:
     command.add_argument("weights", metavar="SRC", help=weights_options.WHAT)
     command.add_argument("dst", metavar="DST", help="what to write; must not exist")
     command.add_argument("--format", choices=("torchvision", "timm", "keras"))
-    command.add_argument(
-        "--features-only", action="store_true", help="leave the FC layers out"
-    )
+    weights_options.add_features_only(command)
     command.add_argument(
         "--num-classes", type=int, help="other than the file's: fc8 starts anew"
     )

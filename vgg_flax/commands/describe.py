@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--batch", type=int, default=1, help="number of images (1)")
     command.add_argument("--json", action="store_true", help="print one JSON document")
+    weights_options.add_features_only(command)
     weights_options.add(command)
     command.set_defaults(run=_run)
 
@@ -35,7 +36,8 @@ def _run(options: argparse.Namespace) -> None:
         weights_options.check_unused(options, f"{options.net} is a column of Table 1")
         net, size = VGG(options.net), 224
     else:
-        loaded = weights_options.load(options, options.net)
+        include_top = not options.features_only
+        loaded = weights_options.load(options, options.net, include_top=include_top)
         net, size = loaded.model, loaded.preprocessing.crop_size
     size = size if options.size is None else options.size
     shape = (options.batch, size, size, net.in_channels)

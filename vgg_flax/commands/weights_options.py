@@ -45,6 +45,13 @@ def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
     return net
 
 
+def add_features_only(command: argparse.ArgumentParser) -> None:
+    """Adds `--features-only`."""
+    command.add_argument(
+        "--features-only", action="store_true", help="leave the FC layers out"
+    )
+
+
 def add_fold(command: argparse.ArgumentParser) -> None:
     """Adds `--fold-bn`, for `folded`."""
     command.add_argument(

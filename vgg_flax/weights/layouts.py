@@ -88,6 +88,8 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
 
+# Saved from DataParallel, torch.compile and Lightning.
+_WRAPPERS = r"(module\.|_orig_mod\.|model\.)*"
 _TORCH: dict[str, Any] = {
     "leaves": {
         "kernel": "weight",
@@ -99,7 +101,7 @@ _TORCH: dict[str, Any] = {
     "kernel": "OIHW",
     "dense": "OI",
     "flatten": "CHW",
-    "rename": ((r"^module\.", ""),),  # saved from DataParallel
+    "rename": ((f"^{_WRAPPERS}", ""),),
     "ignored": (r"\.num_batches_tracked$",),  # BatchNorm's step counter
 }
 _KERAS: dict[str, Any] = {"kernel": "HWIO", "dense": "IO", "flatten": "HWC"}
@@ -146,7 +148,7 @@ LAYOUTS = (
         conv="features.{module}.conv.",
         norm="features.{module}.bn.",
         fc=("classifier.0.", "classifier.3.", "classifier.6."),
-        **{**_TORCH, "rename": ((r"^(module\.)?(backbone\.)?", ""),)},
+        **{**_TORCH, "rename": ((rf"^{_WRAPPERS}(backbone\.)?", ""),)},
     ),
     Layout(
         name="Keras applications",

@@ -20,7 +20,7 @@ from vgg_flax.weights import metadata as metadata_lib
 from vgg_flax.weights.layouts import Layout, Slot
 from vgg_flax.weights.recognition import Match, Tensors
 
-_WITHOUT_TOP = "include_top=False (convert --features-only)"
+_WITHOUT_TOP = "include_top=False (--features-only of convert and describe)"
 
 
 @dataclasses.dataclass(frozen=True)
