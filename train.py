@@ -2,7 +2,8 @@
 
 Any field of the config can be overridden: `--config.optimizer.learning_rate=0.02`.
 Running the same command again resumes. Exit codes: 0 done; 1 an error that the last
-line explains; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving.
+line explains; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving what was done
+since the last save (a second Ctrl-C does not wait for that).
 """
 
 import pathlib
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     except distributed.Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
-    except KeyboardInterrupt:  # before there was anything to save
+    except KeyboardInterrupt:  # before the first step, or a second one
         print("stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
     except config.VGGFlaxError as error:

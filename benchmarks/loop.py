@@ -8,6 +8,7 @@ metrics, without evaluation and saving. Also the resident memory at steps 100 an
 """
 
 import argparse
+import dataclasses
 import pathlib
 import statistics
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import psutil
+from etils import epath
 
 from configs import default
 from vgg_flax import (
@@ -53,7 +55,7 @@ def vgg11_at_64() -> config.Config:
 def start(recipe: config.Config, workdir: str) -> Any:
     """A run that is about to train, with its compiled step."""
     recipe = config.check(recipe)
-    run = trainer._Run(recipe, trainer.epath.Path(workdir), dataset.Shard())
+    run = trainer._Run(recipe, epath.Path(workdir), dataset.Shard())
     checkpoints = checkpoint.Checkpoints(checkpoint.folder_of(workdir), 3)
     happened = events.Events(run.workdir, active=True)
     run.start(checkpoints, distributed.Signals(), happened)
@@ -86,7 +88,7 @@ def loop_seconds(run: Any, step: Callable[..., Any], steps: int) -> float:
         return step(state, batch)
 
     run.state = parallel.replicate(jax.device_get(run.state))
-    run.step, run.plan = 0, trainer.dataclasses.replace(run.plan, total_steps=steps + 3)
+    run.step, run.plan = 0, dataclasses.replace(run.plan, total_steps=steps + 3)
     run._compile_train_step = lambda: stamped
     run._evaluate_and_save = lambda: None
     run.train()
@@ -123,7 +125,7 @@ def memory(recipe: config.Config) -> None:
                 resident[run.step + 1] = psutil.Process().memory_info().rss
             return step(state, batch)
 
-        run.plan = trainer.dataclasses.replace(run.plan, total_steps=1001)
+        run.plan = dataclasses.replace(run.plan, total_steps=1001)
         run._compile_train_step = lambda: watched
         run._evaluate_and_save = lambda: None
         run.train()

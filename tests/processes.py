@@ -1,4 +1,4 @@
-"""Runs of `train.py` as real processes: started, waited for, read back."""
+"""`train.py` and `vgg-flax` as real processes: started, waited for, read back."""
 
 import contextlib
 import os

@@ -587,8 +587,29 @@ def test_processes_with_other_images_are_told(
         ended = [processes.finish(process, 120) for process in started]
     assert [one.code for one in ended] == [1, 1]
     for one in ended:
-        assert "processes [1] differ from process 0 in data, images left" in one.err
+        assert (
+            "processes [1] differ from process 0 in data, images left by the j"
+            in one.err
+        )
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_processes_do_not_share_is_told_before_any_work(
+    run_directory: pathlib.Path, digits: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for one in folders:
+        one.mkdir()
+    arguments = ["evaluate", str(run_directory), f"--data={digits}", "--output=o.json"]
+    with processes.killed_at_the_end(
+        processes.start_python(
+            [["-m", "vgg_flax", *arguments]] * 2, devices=2, folders=folders
+        )
+    ) as started:
+        ended = [processes.finish(process, 120) for process in started]
+    assert [one.code for one in ended] == [1, 1]
+    for one in ended:
+        assert "--output o.json: 1 of 2 processes' journals are beside it" in one.err
 
 
 def test_unreadable_images_are_named_counted_and_left_out(
@@ -651,11 +672,16 @@ def test_a_set_without_a_readable_image_names_some_and_leaves_no_journal(
 
 
 def test_a_result_without_a_name_of_its_own_overwrites_no_other(
-    run_directory: pathlib.Path, digits: pathlib.Path, tmp_path: pathlib.Path
+    run_directory: pathlib.Path,
+    digits: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def run(*flags: str) -> set[str]:
         arguments = ["evaluate", str(run_directory), f"--data={digits}", "--limit=3"]
-        assert cli.main([*arguments, f"--output={tmp_path}", *flags]) == 0
+        assert cli.main([*arguments, *flags]) == 0
         return {path.name for path in tmp_path.iterdir()}
 
     (first,) = run()
@@ -676,6 +702,25 @@ def test_malformed_scales_are_answered_with_an_example(
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evaluate", "x.pth", "--data=x", flag])
     assert "expected such as 256" in capsys.readouterr().err
+
+
+def test_a_url_may_stand_for_weights(
+    digits: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, output = f"file://{tmp_path}/none.pth", f"--output={tmp_path}/out.json"
+    assert cli.main(["evaluate", url, f"--data={digits}", output]) == 1
+    assert "none.pth" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_two_evaluations_of_tfds_sets_have_two_keys(
+    run_directory: pathlib.Path, digits_dir: str
+) -> None:
+    net = vgg_flax.load(run_directory)
+    prints = {
+        opened("digits", net, split, data_dir=digits_dir).fingerprint
+        for split in ("test[:64]", "test[64:128]")
+    }
+    assert len(prints) == 2
 
 
 def test_a_tfds_name_is_a_data_set(
@@ -717,6 +762,33 @@ def test_a_damaged_journal_is_not_taken_for_results(tmp_path: pathlib.Path) -> N
         assert path.read_bytes() == content
 
 
+def test_the_journals_of_all_processes_are_one(tmp_path: pathlib.Path) -> None:
+    path = epath.Path(tmp_path / "x.journal")
+    image = {"key": "a", "labels": [1], "experiments": [{"rank": 0}]}
+    failed = {"key": "b", "labels": [], "experiments": [], "error": "cut off"}
+    (tmp_path / "x.journal.bak").write_text("somebody's own")
+    journals = [journal.Journal(path, process) for process in (0, 1)]
+    for one in journals:
+        one.open()
+    journals[0].add(0, image)
+    journals[1].add(1, image)
+    journals[1].add(2, failed)
+    for one in journals:
+        one.close()
+    assert journals[0].count() == 2
+    journals[0].gather()
+    assert sorted(journals[0].results) == [0, 1, 2]
+    alone = journal.Journal(path)  # goes on in one process: failures are tried again
+    assert sorted(alone.results) == [0, 1]
+    alone.open()
+    alone.add(2, image)
+    alone.close()
+    alone.gather()
+    assert alone.results[2] == {"index": 2, **image}
+    alone.remove()
+    assert [file.name for file in tmp_path.iterdir()] == ["x.journal.bak"]
+
+
 def test_predictions_as_parquet_are_those_as_csv(tmp_path: pathlib.Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     result = {"experiments": [{"name": "x"}]}
@@ -756,7 +828,10 @@ def test_bad_options_are_answered_before_anything_runs(
         (["--limit=-1"], "limit -1: expected at least 1"),
         (["--paper"], "no row of Tables 3 to 6 has [('vgg11', (32, 32))]"),
         (["--predictions=x.txt"], "expected a name in .csv or .parquet"),
-        ([f"--output={run_directory}"], "is an input; choose another name"),
+        (
+            [f"--label-file={digits}/x", f"--output={digits}/x"],
+            "is an input; name another file",
+        ),
         ([f"--output={tmp_path}/out.csv"], "--output and --predictions are both"),
     ):
         arguments = command(run_directory, digits, tmp_path / "out", *flags)

@@ -148,6 +148,14 @@ def test_the_old_classifier_indices_and_the_wrappers_prefixes(prefix: str) -> No
     np.testing.assert_array_equal(logits(weights, photos()), expected)
 
 
+def test_two_tensors_of_one_name_but_for_a_wrapper_are_listed() -> None:
+    tensors = torchvision_tensors()
+    name = "features.0.weight"
+    message = listed({**tensors, f"model.{name}": tensors[name]})
+    assert f"{name}: missing" in message
+    assert f"{name}: unexpected; model.{name}: unexpected" in message
+
+
 def keras_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same net as Keras would save it: HWIO, blue first, fc6 flattened HWC."""
     keras = {}

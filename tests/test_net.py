@@ -145,6 +145,10 @@ def test_a_runs_folder_of_checkpoints_is_the_run(tmp_path: pathlib.Path) -> None
     run = save_run(net, tmp_path / "run")
     for folder in (run, run / "checkpoints", run / "checkpoints" / "0"):
         assert vgg_flax.load(folder).sha256 == vgg_flax.load(run).sha256
+    with pytest.raises(checkpoint.CheckpointError, match="one step, and step='best'"):
+        vgg_flax.load(run / "checkpoints" / "0", "best")
+    named_so = save_run(net, tmp_path / "checkpoints")
+    assert vgg_flax.load(named_so).sha256 == vgg_flax.load(run).sha256
 
 
 @pytest.mark.parametrize(

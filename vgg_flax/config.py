@@ -285,8 +285,10 @@ def check_path(name: str, path: Any) -> None:
     """Raises ConfigError where the package is missing that reads such a path."""
     packages = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
     package = packages.get(str(path).partition("://")[0])
-    if package and importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{name} {path} needs a package: pip install {package}")
+    # TensorFlow reads these too, where it is installed.
+    if package and not any(map(importlib.util.find_spec, (package, "tensorflow"))):
+        what = "'vgg-flax[gcs]'" if package == "gcsfs" else package
+        raise ConfigError(f"{name} {path} needs a package: pip install {what}")
 
 
 def check_batch(name: str, batch_size: int, multiple: int, of_what: str) -> None:

@@ -4,17 +4,21 @@ import collections
 import faulthandler
 import functools
 import hashlib
+import itertools
+import math
 import os
 import pathlib
 import re
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import jax
 import numpy as np
 from jax._src import clusters  # the only way to ask before initialising
+from jax._src import distributed as distributed_state  # has its key-value store
 from jax.experimental import multihost_utils
 
 from vgg_flax.config import ConfigError, VGGFlaxError
@@ -22,6 +26,7 @@ from vgg_flax.config import ConfigError, VGGFlaxError
 # A process that dies is noticed after so many seconds (JAX's own default: 100) and
 # the others end so many later (300).
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 30, 60
+_LOOK_SECONDS = 0.5  # how often processes that go apart look for each other's signals
 
 
 class Interrupted(VGGFlaxError):
@@ -183,6 +188,53 @@ class Signals:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+class SignalsApart(Signals):
+    """SIGINT and SIGTERM where each process goes at its own pace: all stop at once.
+
+    Who gets one posts it, and the others find it at their next poll, however often
+    each has polled. With several processes all of them make one of these equally often.
+    """
+
+    _made = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = f"vgg_flax/signals_apart/{next(self._made)}"
+        self._looked = -math.inf
+
+    def __enter__(self) -> "SignalsApart":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def poll(self) -> signal.Signals | None:
+        """The signal to stop for now, if any process has got one."""
+        if jax.process_count() == 1:
+            return self.received
+        if self.received is not None:
+            self._post("received", self.received.name)
+        elif time.monotonic() > self._looked + _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            for _, name in self._posted("received"):
+                self.received = signal.Signals[name]
+        return self.received
+
+    def all_done(self) -> bool:
+        """Says that this process is done; returns whether all have said so."""
+        if jax.process_count() == 1:
+            return True
+        self._post("done", "")
+        return len(self._posted("done")) == jax.process_count()
+
+    def _post(self, board: str, text: str) -> None:
+        key = f"{self._folder}/{board}/{jax.process_index()}"
+        _coordinator().key_value_set(key, text, allow_overwrite=True)
+
+    def _posted(self, board: str) -> list[tuple[str, str]]:
+        return _coordinator().key_value_dir_get(f"{self._folder}/{board}/")
+
+
 class Watchdog:
     """Ends this process if no step ends in time, when others may wait for ever.
 
@@ -203,6 +255,10 @@ class Watchdog:
         """No step is due."""
         if self._seconds is not None:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _coordinator() -> Any:
+    return distributed_state.global_state.client
 
 
 def _in_cluster() -> bool:

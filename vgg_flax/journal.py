@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,10 @@ class Journal:
         """Closes the file, which stays."""
         self._stream.close()
 
+    def count(self) -> int:
+        """How many processes' files there are."""
+        return len(self._files())
+
     def gather(self) -> None:
         """Adds what the other processes wrote, once they have closed their files.
 
@@ -91,11 +96,8 @@ class Journal:
         path = self._first_path
         if path is None or not path.parent.exists():
             return []
-        return sorted(
-            file
-            for file in path.parent.iterdir()
-            if file.name == path.name or file.name.startswith(f"{path.name}.")
-        )
+        ours = re.compile(re.escape(path.name) + r"(\.\d+)?")
+        return sorted(f for f in path.parent.iterdir() if ours.fullmatch(f.name))
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

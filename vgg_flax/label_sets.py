@@ -15,8 +15,9 @@ from vgg_flax.datasets import DataError, folder
 # real: Beyer et al. 2020 (several labels an image, or none), for ImageNet's validation
 # images. v2: Recht et al. 2019, folders 0 to 999. a, r: Hendrycks et al. 2021, folders
 # of 200 synsets, and only these classes' scores are looked at.
-_FEWER_CLASSES = 200  # of -A and -R
 LABEL_SETS = ("own", "real", "v2", "a", "r", "sketch")
+
+_FEWER_CLASSES = 200  # of -A and -R
 
 Labels = Callable[[dict[str, Any]], tuple[int, ...]]
 
@@ -104,7 +105,7 @@ def open_images(
         labels = _mapped(name, _numbered_classes(opened, num_classes))
     else:
         labels = _mapped(name, _named_classes(opened, class_names, num_classes))
-    content = opened.records.fingerprint() if is_folder else name
+    content = opened.records.fingerprint() if is_folder else dataset.fingerprint(opened)
     parts = [label_set, split, len(opened), opened.class_names, content, label_text]
     fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return LabelledImages(data, split, opened, labels, classes, label_set, fingerprint)
@@ -180,7 +181,8 @@ def _synset_classes(split: dataset.Split, num_classes: int) -> tuple[int, ...]:
     if len(split.class_names) != _FEWER_CLASSES:
         raise DataError(
             f"{split.name} has {len(split.class_names)} classes; ImageNet-A and -R "
-            f"have {_FEWER_CLASSES}, and scores over others compare with nothing"
+            f"have {_FEWER_CLASSES}, and scores over others compare with nothing; "
+            "give the whole set"
         )
     if strangers or num_classes != len(synsets):
         raise DataError(

@@ -48,13 +48,13 @@ class Net(struct.PyTreeNode):
     def __call__(self, images: Any) -> jax.Array:
         """Logits `[batch, classes]` of images `[batch, height, width, channels]`.
 
-          uint8 images (what `preprocessing.test_view` gives) are normalised first;
-          floats are taken as normalised already, so that `jax.grad` with respect to
-          them means what it says.
+        uint8 images (what `preprocessing.test_view` gives) are normalised first;
+        floats are taken as normalised already, so that `jax.grad` with respect to
+        them means what it says.
 
-          Raises:
-            TypeError: images of another integer type.
-        ValueError: images of another rank or channel count, or too small.
+        Raises:
+          TypeError: images of another integer type.
+          ValueError: images of another rank or channel count, or too small.
         """
         images = jnp.asarray(images)
         self.model.check(images)
@@ -87,8 +87,8 @@ def load(
     of `weights.layouts`. A load is whole, or an error.
 
     Args:
-      path_or_name: a run's --workdir (or `WORKDIR/checkpoints/STEP`), a file, "vgg16",
-        "timm/vgg16.tv_in1k", a URL.
+      path_or_name: a run's --workdir (or its `checkpoints`, or a step's folder in
+        that), a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
       step: of a run: "last", "best" (on the validation split) or a number.
       variant: of a file, where its names can't tell ("vgg11_lrn").
       include_top: False: the convolutions only (`head="none"`).
@@ -186,18 +186,23 @@ def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | st
     Raises:
       CheckpointError: it is none; naming the weight files that it holds.
     """
+    if checkpoint.exists(folder):
+        return folder, step
     if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        if step not in ("last", int(folder.name)):
+            raise checkpoint.CheckpointError(
+                f"{folder} is one step, and step={step!r} another; give "
+                f"{folder.parent.parent}, or leave the step out"
+            )
         return folder.parent.parent, int(folder.name)
-    if folder.name == "checkpoints":
-        return folder.parent, step
-    if not checkpoint.exists(folder):
+    if folder.name != "checkpoints":
         suffixes = (".safetensors", ".pth", ".bin", ".h5", ".caffemodel")
         files = sorted(str(p) for p in folder.iterdir() if p.suffix in suffixes)
         raise checkpoint.CheckpointError(
             f"{folder} has no folder 'checkpoints', so that it is no run; "
             + (f"give the file: {', '.join(files[:5])}" if files else "give a file")
         )
-    return folder, step
+    return folder.parent, step
 
 
 def _load_checkpoint(

@@ -36,8 +36,8 @@ class Settings:
     """How the nets are run.
 
     Attributes:
-      batch_size: crops a step, over all devices; of larger images as many fewer as
-        have the same number of pixels, so that memory stays the same.
+      batch_size: crops a step, over the devices of all processes; of larger images
+        as many fewer as have as many pixels, so that memory stays the same.
       matmul_precision: "highest", "high" or "default", of `jax.default_matmul_...`.
       classes: indices of the classes that the softmax runs over; None: all.
     """
@@ -124,7 +124,7 @@ class Posteriors:
         """A multiple of the number of devices."""
         crop = self._nets[shape.net].preprocessing.crop_size
         pixels = self._settings.batch_size * crop**2
-        each = pixels // (shape.height * shape.width * len(self._devices))
+        each = pixels // (shape.height * shape.width * jax.device_count())
         return max(1, each) * len(self._devices)
 
     def _send(self, shape: _Shape) -> Iterator[tuple[Any, dict[Cell, Any]]]:

@@ -308,10 +308,12 @@ def check_output(flag: str, path: epath.Path) -> None:
     """Makes the folder of `path`; raises ConfigError where no file can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        was_there = path.exists()
-        with path.open("a"):
+        # In several processes each tries a name of its own.
+        there, own = path.exists(), f".{path.name}.{jax.process_index()}"
+        tried = path if there else path.with_name(own)
+        with tried.open("a"):
             pass
-        if not was_there:
-            path.unlink(missing_ok=True)  # another process may have been faster
+        if not there:
+            tried.unlink()
     except OSError as error:
         raise ConfigError(f"{flag} {path} cannot be written: {error}") from error

@@ -1,6 +1,7 @@
 """The saves of a run: what its checkpoints say of themselves, and events of each."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -31,17 +32,17 @@ class Saver:
     def save(
         self,
         step: int,
-        state: Any,
+        fetch: Callable[[], Any],
         *,
         evaluated: bool,
         top1: float | None,
         productive_seconds: float,
     ) -> None:
-        """Starts saving `state`, when the save before is done.
+        """Starts saving a state, when the save before is done.
 
         Args:
           step: the number of updates made.
-          state: whole leaves.
+          fetch: gives the state, its leaves whole; not called before.
           evaluated: whether the evaluation due at this step was made.
           top1: on the validation split; None: not evaluated.
           productive_seconds: of the goodput so far.
@@ -62,7 +63,7 @@ class Saver:
         }
         self.wait()
         self._events.write("save_started", productive_seconds=productive_seconds)
-        self._checkpoints.save(step, state, meta, top1)
+        self._checkpoints.save(step, fetch(), meta, top1)
         self._under_way = step
 
     def wait(self) -> None:

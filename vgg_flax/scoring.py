@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ from vgg_flax.label_sets import LabelledImages
 from vgg_flax.metrics import TOP_K
 from vgg_flax.net import Net
 from vgg_flax.posteriors import Cell, Posteriors, Settings
+
+# Of several processes one that has not ended an image for so long ends them all.
+_STUCK_SECONDS = 900.0
 
 _PACKAGES = ("vgg-flax", "jax", "jaxlib", "flax", "numpy", "scipy")
 _PACKAGES += ("pillow", "simplejpeg", "opencv-python-headless")  # decode and resize
@@ -74,7 +78,7 @@ def evaluate(
       limit: only the first so many images.
 
     Returns:
-      The result (README "Evaluate" has its keys), and each image's: `index`, `key`,
+      The result (README "Evaluate" tells of it), and each image's: `index`, `key`,
       `labels` and, in `experiments`, for each: `rank` (how many classes are ahead of
       the right one, or the best of the right ones), `nll`, `classes`, `probabilities`.
 
@@ -90,7 +94,10 @@ def evaluate(
         if value < 1:
             raise ConfigError(f"{name} {value}: expected at least 1")
     if output is None and jax.process_count() > 1:
-        raise ConfigError("output=None: several processes meet in the files beside it")
+        raise ConfigError(
+            "output=None with several processes, which meet in the files beside it; "
+            "give a path on storage that they share"
+        )
     total = min(len(images.split), limit)
     described = _describe(nets, images, experiments, settings, total)
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
@@ -100,7 +107,9 @@ def evaluate(
         output and output.parent / f"{output.stem}.{key}.journal", jax.process_index()
     )
     posteriors = Posteriors(nets, settings)
-    _Run(nets, images, experiments, posteriors, journal).compute(total, described)
+    _Run(nets, images, experiments, posteriors, journal).compute(
+        total, described, output
+    )
     done = [result for _, result in sorted(journal.results.items())]
     if len(done) != total:
         raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
@@ -150,24 +159,35 @@ class _Run:
         self._nets, self._images, self._experiments = nets, images, experiments
         self._cells = sorted({cell for e in experiments for cell in e.cells()})
 
-    def compute(self, total: int, described: dict[str, Any]) -> None:
+    def compute(
+        self, total: int, described: dict[str, Any], output: epath.Path | None
+    ) -> None:
         """Fills the journal with those of the first `total` images that it lacks."""
         todo = [i for i in range(total) if i not in self._journal.results]
         left = len(todo), hashlib.sha256(repr(todo).encode()).hexdigest()
-        distributed.check_same({**described, "images left": left})  # and all have read
+        facts = {"output": str(output), "code": distributed.code_digest()}
+        facts |= {"images left by the journals beside the output": left}
+        distributed.check_same(described | facts)  # and all have read the journals
         process, processes = jax.process_index(), jax.process_count()
         share, before = todo[process::processes], total - len(todo)
         self._journal.open()
+        self._check_shared(output)
         bar = progress.bar(before + len(share), "image", before, active=process == 0)
-        with distributed.Signals() as signals, bar, contextlib.closing(self._journal):
+        watchdog = distributed.Watchdog(_STUCK_SECONDS if processes > 1 else None)
+        with (
+            distributed.SignalsApart() as signals,
+            bar,
+            contextlib.closing(self._journal),
+        ):
 
-            def stop_if(received: signal.Signals | None) -> None:
-                if received:
+            def go_on() -> None:
+                watchdog.step_ended()
+                if received := signals.poll():
                     raise self._stopped(received, total)
 
             def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
                 for tag, views in _ahead(self._read, share):
-                    stop_if(signals.poll())
+                    go_on()
                     if isinstance(views, dict):
                         yield tag, views
                         continue
@@ -175,17 +195,30 @@ class _Run:
                     result = {"key": tag.key, "labels": [], "experiments": []}
                     self._journal.add(tag.index, {**result, **failed})
                     bar.update()
-                if len(share) * processes < len(todo):  # others poll once more
-                    stop_if(signals.poll())
 
             for tag, log_posteriors in self._posteriors.compute(examples()):
                 self._keep(tag, log_posteriors)
                 bar.update()
-                stop_if(signals.received)
+                go_on()
+            while not signals.all_done():
+                go_on()
+                time.sleep(0.1)
+        watchdog.rest()
         if processes > 1:
-            distributed.wait_for_all("all images evaluated")
             self._journal.gather()
             distributed.wait_for_all("all results gathered")
+
+    def _check_shared(self, output: epath.Path | None) -> None:
+        """Raises ConfigError unless every process sees every other's journal."""
+        processes = jax.process_count()
+        if processes == 1:
+            return
+        distributed.wait_for_all("all journals opened")
+        if self._journal.count() < processes:
+            raise ConfigError(
+                f"--output {output}: {self._journal.count()} of {processes} processes' "
+                "journals are beside it; give a path on storage that all share"
+            )
 
     def _read(self, index: int) -> tuple[_Tag, Any]:
         """An image's views; None: it has no label; an exception: it is unreadable."""
@@ -215,7 +248,8 @@ class _Run:
         )
 
     def _stopped(self, received: signal.Signals, total: int) -> distributed.Interrupted:
-        done, path = len(self._journal.results), self._journal.path
+        done = sum(map(_counts, self._journal.results.values()))
+        path = self._journal.path
         kept = f" are kept in {path}; run the same command again to go on"
         return distributed.Interrupted(
             f"stopped by {received.name}: {done} of {total} images"

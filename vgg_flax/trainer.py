@@ -292,7 +292,7 @@ class _Run:
     def _save(self, top1: float | None) -> None:
         self.saver.save(
             self.step,
-            self.shards.fetch(self.state),
+            lambda: self.shards.fetch(self.state),
             evaluated=self.evaluated,
             top1=top1,
             productive_seconds=self.goodput.productive_seconds,

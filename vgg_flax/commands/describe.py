@@ -34,7 +34,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.net in (*VARIANTS, *PAPER_LETTERS):
         weights_options.check_unused(options, f"{options.net} is a column of Table 1")
-        net, size = VGG(options.net), 224
+        head = "none" if options.features_only else "fc"
+        net, size = VGG(options.net, head=head), 224
     else:
         include_top = not options.features_only
         loaded = weights_options.load(options, options.net, include_top=include_top)

@@ -49,7 +49,12 @@ def add(commands: Any) -> None:
         default=(),
         help="S of each of WEIGHTS, where they do not tell: 256 or 256,384,256-512",
     )
-    add("--batch-size", type=int, default=64, help="crops a step, over all devices")
+    add(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="crops a step, over all devices, of all processes",
+    )
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--matmul-precision", choices=("highest", "high", "default"), default="highest")
     add("--adaptive-pool", action="store_true", help="torchvision's at other sizes")
@@ -90,12 +95,11 @@ def _check_targets(
     options: argparse.Namespace, output: epath.Path, predictions: epath.Path | None
 ) -> None:
     """Raises ConfigError where a file is to be written over one that is needed."""
-    needed = [epath.Path(p) for p in (*options.weights, options.label_file) if p]
+    inputs = [p for p in (*options.weights, options.label_file) if "://" not in p]
+    needed = {epath.Path(path).resolve() for path in inputs if path}
     for flag, target in (("--output", output), ("--predictions", predictions)):
-        if target and target.resolve() in {path.resolve() for path in needed}:
-            raise config.ConfigError(
-                f"{flag} {target} is an input; choose another name"
-            )
+        if target and not target.is_dir() and target.resolve() in needed:
+            raise config.ConfigError(f"{flag} {target} is an input; name another file")
     if predictions and predictions.resolve() == output.resolve():
         raise config.ConfigError(f"--output and --predictions are both {output}")
 
@@ -106,6 +110,8 @@ def _run(options: argparse.Namespace) -> int:
 
     distributed.initialize(options.distributed)
     distributed.check_devices()
+    for flag in ("output", "predictions"):
+        config.check_path(f"--{flag}", getattr(options, flag) or "")
     output = epath.Path(options.output)
     predictions = options.predictions and epath.Path(options.predictions)
     _check_targets(options, output, predictions)
@@ -115,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     if (count := len(options.weights)) > 1:
         weights_options.check_unused(
             options,
-            f"with {count} WEIGHTS convert that one first, and it will say so itself",
+            f"of {count} WEIGHTS convert that one, and it will say so itself",
         )
     nets = [
         experiments.adapt(

@@ -66,13 +66,14 @@ def _run(options: argparse.Namespace) -> int:
     if not options.json:  # first: pictures take a while
         print(prediction.to_text(predictions))
     pictures: dict[str, str] = {}
+    undrawn: dict[str, str] = {}
     if options.heatmap is not None:
         with progress.bar(len(predictions), "picture") as bar:
             for path, picture in prediction.draw_heatmaps(
                 net, predictions, options.heatmap, options.scale
             ):
                 if isinstance(picture, preprocess.ImageError):
-                    unreadable[path] = f"no heat map: {picture}"
+                    undrawn[path] = str(picture)
                 else:
                     pictures[path] = picture
                 bar.update()
@@ -80,7 +81,9 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(prediction.to_dict(net, predictions, unreadable, pictures)))
     for path, reason in unreadable.items():
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
+    for path, reason in undrawn.items():
+        print(f"no heat map: {path}: {reason}", file=sys.stderr)
     if unreadable:
         share = f"{len(unreadable)} of {len(paths)} images"
         print(f"{share} could not be read", file=sys.stderr)
-    return 2 if unreadable and not options.skip_bad else 0
+    return 2 if (unreadable or undrawn) and not options.skip_bad else 0

@@ -25,7 +25,10 @@ def check_unused(options: argparse.Namespace, why: str) -> None:
     """Raises ConfigError if any of the options is given that would do nothing."""
     for name in ("step", "variant", "preprocessing", "sha256"):
         if getattr(options, name) not in (None, "last"):
-            raise config.ConfigError(f"--{name} is of one file or run: {why}")
+            raise config.ConfigError(
+                f"--{name} {getattr(options, name)} is of one file or run: {why}; "
+                "leave it out"
+            )
 
 
 def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:

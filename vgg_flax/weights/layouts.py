@@ -271,14 +271,21 @@ def _slot(
 
 
 def own_names(layout: Layout, names: Any) -> dict[str, str]:
-    """The file's names that matter, by the name `slots` would give them."""
-    chosen = {}
+    """The file's names that matter, by the name `slots` would give them.
+
+    Where that would be one for two of them, neither gets it.
+    """
+    found: dict[str, list[str]] = {}
     for name in names:
         short = name
         for pattern, replacement in layout.rename:
             short = re.sub(pattern, replacement, short)
         if not any(re.search(pattern, short) for pattern in layout.ignored):
-            chosen[short] = name
+            found.setdefault(short, []).append(name)
+    chosen = {short: name[0] for short, name in found.items() if len(name) == 1}
+    for rivals in found.values():
+        if len(rivals) > 1:
+            chosen |= {f"{name} (of {len(rivals)})": name for name in rivals}
     return chosen
 
 
