@@ -789,6 +789,32 @@ def test_the_journals_of_all_processes_are_one(tmp_path: pathlib.Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["x.journal.bak"]
 
 
+def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.journal"
+    program = f"""
+import resource, signal
+from etils import epath
+from vgg_flax import journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+full = journal.Journal(epath.Path({str(path)!r}))
+full.open()
+try:
+    for i in range(100):
+        full.add(i, dict(key="a", labels=[1], experiments=[]))
+except journal.JournalError as error:
+    print(i, error)
+full.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    written, said = done.stdout.split(" ", 1)
+    assert "cannot be written" in said and "run the same command again" in said
+    again = journal.Journal(epath.Path(path))
+    assert sorted(again.results) == list(range(int(written))) != []
+
+
 def test_predictions_as_parquet_are_those_as_csv(tmp_path: pathlib.Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     result = {"experiments": [{"name": "x"}]}

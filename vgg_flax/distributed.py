@@ -246,6 +246,12 @@ class Watchdog:
         """Watches from the first step's end on; None: not at all."""
         self._seconds = seconds
 
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rest()
+
     def step_ended(self) -> None:
         """Grants the next step its time; past it: all threads' tracebacks, exit 1."""
         if self._seconds is not None:

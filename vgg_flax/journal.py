@@ -1,5 +1,6 @@
 """What was computed so far, a line an image, so that an evaluation can go on."""
 
+import contextlib
 import io
 import json
 import re
@@ -12,7 +13,7 @@ from vgg_flax.config import VGGFlaxError
 
 
 class JournalError(VGGFlaxError):
-    """A journal that something else has written into."""
+    """A journal that something else has written into, or that has no room."""
 
 
 class Journal:
@@ -61,15 +62,27 @@ class Journal:
         self._stream = self.path.open("a")
 
     def add(self, index: int, result: dict[str, Any]) -> None:
-        """Writes an image's result; it is in the file when this returns."""
+        """Writes an image's result; it is in the file when this returns.
+
+        Raises:
+          JournalError: it cannot be written.
+        """
         self.results[index] = {"index": index, **result}
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             self._stream.write(json.dumps(self.results[index]) + "\n")
             self._stream.flush()
+        except OSError as error:
+            raise JournalError(
+                f"{self.path} cannot be written: {error}; what it holds is kept: make "
+                "room or access, then run the same command again"
+            ) from error
 
     def close(self) -> None:
-        """Closes the file, which stays."""
-        self._stream.close()
+        """Closes the file, which stays; what had no room is not there."""
+        with contextlib.suppress(OSError):  # `add` has raised it
+            self._stream.close()
 
     def count(self) -> int:
         """How many processes' files there are."""

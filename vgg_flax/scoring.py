@@ -128,7 +128,7 @@ def evaluate(
     }
     if jax.process_index() == 0:
         if output is not None:
-            output.write_text(json.dumps(result, indent=2) + "\n")
+            _write(result, output, journal)
         journal.remove()
     return result, [image for image in done if _counts(image)]
 
@@ -142,6 +142,16 @@ def output_path(output: epath.Path, key: str) -> epath.Path:
         key never overwrites it.
     """
     return output / f"evaluation-{key}.json" if output.is_dir() else output
+
+
+def _write(result: dict[str, Any], output: epath.Path, journal: Journal) -> None:
+    try:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"--output {output} cannot be written: {error}; all results are kept in "
+            f"{journal.path}: make room, then run the same command again"
+        ) from error
 
 
 class _Run:
@@ -174,11 +184,7 @@ class _Run:
         self._check_shared(output)
         bar = progress.bar(before + len(share), "image", before, active=process == 0)
         watchdog = distributed.Watchdog(_STUCK_SECONDS if processes > 1 else None)
-        with (
-            distributed.SignalsApart() as signals,
-            bar,
-            contextlib.closing(self._journal),
-        ):
+        with distributed.SignalsApart() as signals, watchdog, bar:
 
             def go_on() -> None:
                 watchdog.step_ended()
@@ -196,14 +202,14 @@ class _Run:
                     self._journal.add(tag.index, {**result, **failed})
                     bar.update()
 
-            for tag, log_posteriors in self._posteriors.compute(examples()):
-                self._keep(tag, log_posteriors)
-                bar.update()
-                go_on()
+            with contextlib.closing(self._journal):
+                for tag, log_posteriors in self._posteriors.compute(examples()):
+                    self._keep(tag, log_posteriors)
+                    bar.update()
+                    go_on()
             while not signals.all_done():
                 go_on()
                 time.sleep(0.1)
-        watchdog.rest()
         if processes > 1:
             self._journal.gather()
             distributed.wait_for_all("all results gathered")
