@@ -30,7 +30,8 @@ FLOORS = (
     {"trainer"},
     {"heatmap", "folding", "export", "conversion", "posteriors"},
     {"prediction", "experiments", "aot"},
-    {"scoring", "roofline"},
+    {"results", "roofline"},
+    {"scoring"},
     {"commands"},
     {"cli"},
 )

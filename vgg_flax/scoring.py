@@ -9,12 +9,9 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import itertools
 import json
-import math
 import os
-import platform
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,25 +19,20 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 from etils import epath
 
-from vgg_flax import distributed, preprocess, progress, protocols
+from vgg_flax import distributed, preprocess, progress, protocols, results
 from vgg_flax import experiments as experiments_lib
 from vgg_flax.config import ConfigError
 from vgg_flax.datasets import DataError
 from vgg_flax.experiments import Experiment
 from vgg_flax.journal import Journal
 from vgg_flax.label_sets import LabelledImages
-from vgg_flax.metrics import TOP_K
 from vgg_flax.net import Net
 from vgg_flax.posteriors import Cell, Posteriors, Settings
 
 # Of several processes one that has not ended an image for so long ends them all.
 _STUCK_SECONDS = 900.0
-
-_PACKAGES = ("vgg-flax", "jax", "jaxlib", "flax", "numpy", "scipy")
-_PACKAGES += ("pillow", "simplejpeg", "opencv-python-headless")  # decode and resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +63,7 @@ def evaluate(
       nets: those that the experiments' entries count.
       images: what to test on.
       experiments: at least one.
-      output: where the result goes as JSON, as `output_path` has it; None: nowhere.
+      output: where the result goes as JSON, as `results.path_of` has it; None: nowhere.
         Beside it live journals of the images done, one a process, with which an
         interrupted evaluation goes on, in as many processes as then are.
       settings: of the nets' running; its `classes` are taken from `images`.
@@ -99,10 +91,10 @@ def evaluate(
             "give a path on storage that they share"
         )
     total = min(len(images.split), limit)
-    described = _describe(nets, images, experiments, settings, total)
+    described = results.describe(nets, images, experiments, settings, total)
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
     if output is not None:
-        output = output_path(output, key)
+        output = results.path_of(output, key)
     journal = Journal(
         output and output.parent / f"{output.stem}.{key}.journal", jax.process_index()
     )
@@ -113,14 +105,14 @@ def evaluate(
     done = [result for _, result in sorted(journal.results.items())]
     if len(done) != total:
         raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
-    if not any(map(_counts, done)):
+    if not any(map(results.counts, done)):
         if jax.process_index() == 0:
             journal.remove()
-        raise DataError(_nothing_counts(done, images.split.name))
+        raise DataError(results.nothing_counts(done, images.split.name))
     result = {
         "key": key,
         **described,
-        **_summary(described, experiments, done),
+        **results.summary(described, experiments, done),
         "compiled_shapes": len(posteriors.shapes),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
@@ -128,30 +120,9 @@ def evaluate(
     }
     if jax.process_index() == 0:
         if output is not None:
-            _write(result, output, journal)
+            results.write(result, output, journal)
         journal.remove()
-    return result, [image for image in done if _counts(image)]
-
-
-def output_path(output: epath.Path, key: str) -> epath.Path:
-    """The file that a result goes to: `output`, or one of its own in that folder.
-
-    Args:
-      output: a file or a folder.
-      key: the result's, a hash of all that determines its numbers: what has another
-        key never overwrites it.
-    """
-    return output / f"evaluation-{key}.json" if output.is_dir() else output
-
-
-def _write(result: dict[str, Any], output: epath.Path, journal: Journal) -> None:
-    try:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"--output {output} cannot be written: {error}; all results are kept in "
-            f"{journal.path}: make room, then run the same command again"
-        ) from error
+    return result, [image for image in done if results.counts(image)]
 
 
 class _Run:
@@ -245,7 +216,7 @@ class _Run:
         if self._images.classes is not None:
             classes = np.asarray(self._images.classes)
         found = [
-            _outcome(e.log_posterior(log_posteriors), tag.labels, classes)
+            results.outcome(e.log_posterior(log_posteriors), tag.labels, classes)
             for e in self._experiments
         ]
         labels = classes[list(tag.labels)].tolist()
@@ -254,7 +225,7 @@ class _Run:
         )
 
     def _stopped(self, received: signal.Signals, total: int) -> distributed.Interrupted:
-        done = sum(map(_counts, self._journal.results.values()))
+        done = sum(map(results.counts, self._journal.results.values()))
         path = self._journal.path
         kept = f" are kept in {path}; run the same command again to go on"
         return distributed.Interrupted(
@@ -262,11 +233,6 @@ class _Run:
             + (kept if path else " were done"),
             128 + received,
         )
-
-
-def _counts(image: dict[str, Any]) -> bool:
-    """Whether an image was readable and has a label."""
-    return bool(image["experiments"])
 
 
 def _ahead(function: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
@@ -295,129 +261,4 @@ def _views(
             nets[net].preprocessing,
         )
         for net, views in cells
-    }
-
-
-def _outcome(
-    log_posterior: np.ndarray, labels: Sequence[int], classes: np.ndarray
-) -> dict[str, Any]:
-    """One image under one experiment. Of equal classes the lower one is ahead.
-
-    Several right classes: the best one's rank, and the posterior of all together.
-    """
-    order = np.argsort(-log_posterior, kind="stable")
-    best = order[: max(TOP_K.values())]
-    return {
-        "rank": int(np.flatnonzero(np.isin(order, labels))[0]),
-        "nll": -np.asarray(scipy.special.logsumexp(log_posterior[list(labels)])).item(),
-        "classes": classes[best].tolist(),
-        "probabilities": np.exp(log_posterior[best]).tolist(),
-    }
-
-
-def _nothing_counts(done: Sequence[dict[str, Any]], split: str) -> str:
-    failed = [f"{image['key']}: {image['error']}" for image in done if "error" in image]
-    said = f"no image of {split} can be counted: {len(failed)} of {len(done)} are "
-    said += f"unreadable, {len(done) - len(failed)} have no label"
-    return "; ".join([said, *failed[:3]])
-
-
-def _summary(
-    described: dict[str, Any],
-    experiments: Sequence[Experiment],
-    done: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
-    """What all images' results come to."""
-    outcomes = [image for image in done if _counts(image)]
-    unreadable = [
-        {"key": image["key"], "error": image["error"]}
-        for image in done
-        if "error" in image
-    ]
-    rows = [
-        {**row, **_row([image["experiments"][i] for image in outcomes], experiment)}
-        for i, (row, experiment) in enumerate(
-            zip(described["experiments"], experiments, strict=True)
-        )
-    ]
-    return {
-        "experiments": rows,
-        "count": len(outcomes),
-        "unreadable": sorted(unreadable, key=lambda bad: bad["key"]),
-        "without_label": len(done) - len(outcomes) - len(unreadable),
-    }
-
-
-def _row(outcomes: Sequence[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
-    """Integer counts, and what follows from them."""
-    count, summary = len(outcomes), {}
-    for name, k in TOP_K.items():
-        hits = sum(outcome["rank"] < k for outcome in outcomes)
-        summary |= {
-            f"{name}_count": hits,
-            name: hits / count,
-            f"{name}_error_percent": 100 * (count - hits) / count,
-        }
-    summary["nll"] = math.fsum(outcome["nll"] for outcome in outcomes) / count
-    if experiment.row is not None:
-        row = experiment.row
-        summary["paper"] = {
-            "table": row.table,
-            "top1_error_percent": row.top1,
-            "top5_error_percent": row.top5,
-            "top5_test_error_percent": row.top5_test,
-        }
-    return summary
-
-
-def _describe(
-    nets: Sequence[Net],
-    images: LabelledImages,
-    experiments: Sequence[Experiment],
-    settings: Settings,
-    total: int,
-) -> dict[str, Any]:
-    """All that determines the numbers, as JSON has it."""
-    return {
-        "experiments": [
-            {
-                "name": experiment.name,
-                "entries": [
-                    {
-                        "net": net,
-                        "protocol": protocol.name,
-                        "scales": list(protocol.scales),
-                        "flip": all(views.flip for views in protocol.views()),
-                    }
-                    for net, protocol in experiment.entries
-                ],
-            }
-            for experiment in experiments
-        ],
-        "nets": [
-            {
-                "source": net.source,
-                "sha256": net.sha256,
-                "variant": net.variant,
-                "train_scale": net.train_scale and list(net.train_scale),
-                "preprocessing": dataclasses.asdict(net.preprocessing),
-                "dtype": str(net.model.dtype),
-                "adaptive_pool": net.model.adaptive_pool,
-            }
-            for net in nets
-        ],
-        "data": {
-            "name": images.data,
-            "split": images.split_name,
-            "images": total,
-            "label_set": images.label_set,
-            "classes": len(images.classes or ()) or nets[0].model.num_classes,
-            "fingerprint": images.fingerprint,
-        },
-        "matmul_precision": settings.matmul_precision,
-        "software": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
-        "device": jax.local_devices()[0].device_kind,
     }

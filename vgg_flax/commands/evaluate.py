@@ -105,7 +105,7 @@ def _check_targets(
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vgg_flax import distributed, experiments, label_sets, report, scoring
+    from vgg_flax import distributed, experiments, label_sets, report, results, scoring
     from vgg_flax.posteriors import Settings
 
     distributed.initialize(options.distributed)
@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> int:
     output = epath.Path(options.output)
     predictions = options.predictions and epath.Path(options.predictions)
     _check_targets(options, output, predictions)
-    report.check_output("--output", scoring.output_path(output, "new"))
+    report.check_output("--output", results.path_of(output, "new"))
     if predictions:
         report.check_predictions(predictions)
     if (count := len(options.weights)) > 1:
@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace) -> int:
         return stop.exit_code
     if jax.process_index() == 0:
         print(report.evaluation_table(result))
-        print(f"in full: {scoring.output_path(output, result['key'])}")
+        print(f"in full: {results.path_of(output, result['key'])}")
         if predictions:
             report.write_predictions(result, outcomes, predictions)
     for bad in result["unreadable"]:
