@@ -11,7 +11,10 @@ import sys
 
 from absl import app, flags, logging
 
-from vgg_flax import config, distributed, recipe, trainer
+from vgg_flax import errors
+from vgg_flax.config import recipe
+from vgg_flax.parallel import distributed
+from vgg_flax.training import trainer
 
 _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
@@ -43,12 +46,12 @@ if __name__ == "__main__":
     try:
         _define_flags()
         app.run(main)
-    except distributed.Interrupted as stop:
+    except errors.Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:  # before the first step, or a second one
         print("stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
-    except config.VGGFlaxError as error:
+    except errors.VGGFlaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

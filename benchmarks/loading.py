@@ -14,7 +14,8 @@ import time
 import numpy as np
 
 from vgg_flax import net  # the import is no part of the load
-from vgg_flax.weights import layouts, writers
+from vgg_flax.weights.containers import writers
+from vgg_flax.weights.lineages import layouts
 
 
 def anonymous_mib() -> float:

@@ -21,15 +21,12 @@ import psutil
 from etils import epath
 
 from configs import default
-from vgg_flax import (
-    checkpoint,
-    config,
-    dataset,
-    distributed,
-    events,
-    parallel,
-    trainer,
-)
+from vgg_flax import config, parallel
+from vgg_flax.data import batches as batches_lib
+from vgg_flax.data.batches import Shard
+from vgg_flax.parallel import signals
+from vgg_flax.runs import checkpoint, events
+from vgg_flax.training import trainer
 
 
 def small_default() -> config.Config:
@@ -55,17 +52,17 @@ def vgg11_at_64() -> config.Config:
 def start(recipe: config.Config, workdir: str) -> Any:
     """A run that is about to train, with its compiled step."""
     recipe = config.check(recipe)
-    run = trainer._Run(recipe, epath.Path(workdir), dataset.Shard())
+    run = trainer._Run(recipe, epath.Path(workdir), Shard())
     checkpoints = checkpoint.Checkpoints(checkpoint.folder_of(workdir), 3)
     happened = events.Events(run.workdir, active=True)
-    run.start(checkpoints, distributed.Signals(), happened)
+    run.start(checkpoints, signals.Signals(), happened)
     return run
 
 
 def bare_seconds(run: Any, step: Callable[..., Any], steps: int) -> float:
     """Seconds a step of the compiled step alone."""
-    batches = dataset.train_batches(
-        run.config.data, run.train_split, seed=0, start_step=0, shard=dataset.Shard()
+    batches = batches_lib.train_batches(
+        run.config.data, run.train_split, seed=0, start_step=0, shard=Shard()
     )
     batch = parallel.shard(next(batches))
     del batches

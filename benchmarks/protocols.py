@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.datasets
 
-from vgg_flax import VGG, config, experiments, posteriors, preprocess, protocols
+from vgg_flax import VGG, config
+from vgg_flax.evaluation import experiments, posteriors, protocols
+from vgg_flax.images import preprocessing
 from vgg_flax.net import Net
 
 SCALES = (256, 384, 512)
@@ -39,7 +41,7 @@ def random_net(variant: str, dtype: str) -> Net:
         variables=variables,
         model=model,
         variant=variant,
-        preprocessing=preprocess.Preprocessing.of(config.DataConfig()),
+        preprocessing=preprocessing.Preprocessing.of(config.DataConfig()),
         class_names=(),
     )
     return experiments.adapt(net, dtype, adaptive_pool=False)

@@ -11,7 +11,7 @@ import pathlib
 
 from torchvision.models import _meta
 
-from vgg_flax.datasets import folder
+from vgg_flax.data import folder
 
 DATA = pathlib.Path(__file__).parent.parent / "vgg_flax" / "data"
 

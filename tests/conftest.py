@@ -27,9 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_flax import checkpoint, model, preprocess
 from vgg_flax import config as config_lib
+from vgg_flax import model
 from vgg_flax import net as net_lib
+from vgg_flax.images import preprocessing
+from vgg_flax.runs import checkpoint
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -133,7 +135,7 @@ def random_net(variant: str, **fields: Any) -> net_lib.Net:
         variables=jax.tree_util.tree_map_with_path(draw, shapes),
         model=module,
         variant=model.variant_name(variant),
-        preprocessing=preprocess.Preprocessing(
+        preprocessing=preprocessing.Preprocessing(
             (0.5,) * channels, (0.25,) * channels, side * 8 // 7, side
         ),
         class_names=tuple(f"class {i}" for i in range(module.num_classes)),

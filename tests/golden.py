@@ -2,7 +2,7 @@
 
 `python tests/golden.py` (needs the extra `parity`) fills torchvision's vgg11_bn and
 Keras's VGG16 with numbers from NumPy, shows them scikit-learn's two photos, prepared
-by the peers' own preprocessing, and writes their logits to `data/golden.npz`. The
+by the peers' own preprocessing, and writes their logits to `files/golden.npz`. The
 tests fill the same tensors and compare.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import sklearn.datasets
 
-LOGITS = pathlib.Path(__file__).parent / "data" / "golden.npz"
+LOGITS = pathlib.Path(__file__).parent / "files" / "golden.npz"
 
 
 def photos() -> list[PIL.Image.Image]:

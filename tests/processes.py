@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vgg_flax import checkpoint
 from vgg_flax import config as config_lib
+from vgg_flax.runs import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -7,106 +7,102 @@ import sys
 from collections.abc import Iterator
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "vgg_flax"
+# Rooms, from the ground up. A room's own files may import each other.
 FLOORS = (
-    {"config", "layers", "metrics", "hlo", "chips"},
-    {"model"},
-    {
-        "preprocess",
-        "optimizer",
-        "parallel",
-        "distributed",
-        "datasets",
-        "paper",
-        "journal",
-        "recipe",
-        "run_directory",
-        "profiling",
-        "plan",
-    }
-    | {"imagenet", "description"},
-    {"dataset", "train_step", "events", "weights", "protocols", "report"},
-    {"evaluation", "checkpoint", "progress", "label_sets"},
-    {"starting", "saving", "net"},
-    {"trainer"},
-    {"heatmap", "folding", "export", "conversion", "posteriors"},
-    {"prediction", "experiments", "aot"},
-    {"results", "roofline"},
-    {"scoring"},
+    {"errors", "console", "metrics"},
+    {"storage"},
+    {"config", "model", "parallel"},
+    {"images", "runs"},
+    {"data", "weights"},
+    {"net", "training"},
+    {"evaluation"},
+    {"inference", "aot"},
     {"commands"},
     {"cli"},
 )
-OWNERS = {  # top-level package -> the only modules that import it
-    "orbax": {"checkpoint"},
-    "grain": {"dataset"},
-    "tensorflow_datasets": {"dataset", "datasets"},
-    "matplotlib": {"report"},
-    "tensorboardX": {"progress"},
-    "tqdm": {"progress", "weights"},
-    "h5py": {"weights"},
-    "safetensors": {"weights"},
-    "huggingface_hub": {"weights"},
-    "pooch": {"weights"},
-    "pyarrow": {"report"},
-    "requests": {"weights"},
+OWNERS = {  # top-level package -> the only files that import it
+    "orbax": {"runs/checkpoint"},
+    "grain": {"data/batches"},
+    "tensorflow_datasets": {
+        "data/digits",
+        "data/folder",
+        "data/prepared",
+        "data/splits",
+    },
+    "matplotlib": {"runs/curves", "inference/heatmap"},
+    "tensorboardX": {"runs/tensorboard"},
+    "tqdm": {"console", "runs/log", "weights/fetch"},
+    "h5py": {
+        "weights/containers/hdf5_listing",
+        "weights/containers/writers",
+    },
+    "safetensors": {
+        "weights/containers/safetensors_file",
+        "weights/containers/writers",
+    },
+    "huggingface_hub": {"weights/fetch"},
+    "pooch": {"weights/fetch"},
+    "pyarrow": {"evaluation/tables"},
+    "requests": {"weights/fetch"},
     "tensorflow": set(),
     "torch": set(),
     "torchvision": set(),
 }
 # Files that need a local disk, and why. All else goes through etils' epath.
 LOCAL = {
-    "distributed": "hashes this package's own source",
-    "imagenet": "reads this package's own data",
-    "run_directory": "asks for free space, where is_local",
-    "profiling": "the profiler writes to local disks only; copied from there by epath",
-    "datasets/prepared": "a scratch folder beside TFDS' data_dir, renamed into place",
-    "prediction": "does not follow links into a circle",
-    "export": "writes a file for the person at the keyboard",
-    "conversion": "reads and writes weight files, as the next ones",
-    "weights/mapped_file": "maps files into memory",
-    "weights/hdf5_file": "HDF5's library opens files itself",
-    "weights/torch_file": "reads what mapped_file maps",
+    "parallel/distributed": "hashes this package's own source",
+    "data/imagenet": "reads this package's own data",
+    "runs/directory": "asks for free space, where is_local",
+    "runs/profiling": "the profiler writes to local disks; copied from there by epath",
+    "data/prepared": "a scratch folder beside TFDS' data_dir, renamed into place",
+    "inference/prediction": "does not follow links into a circle",
+    "inference/export": "writes a file for the person at the keyboard",
+    "inference/conversion": "reads and writes weight files, as the next ones",
+    "weights/containers/mapped_file": "maps files into memory",
+    "weights/containers/hdf5_file": "HDF5's library opens files itself",
+    "weights/containers/torch_file": "reads what mapped_file maps",
     "weights/checksum": "hashes what mapped_file maps",
     "weights/fetch": "keeps downloads in a cache",
-    "weights/writers": "writes beside and renames",
+    "weights/containers/writers": "writes beside and renames",
 }
 
 
+def name_of(path: pathlib.Path) -> str:
+    """A file of the package as `room/file`."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
 def imports() -> Iterator[tuple[str, str]]:
-    """(module, imported dotted name), of all imports, those in functions too."""
+    """(file, imported dotted name), of all imports, those in functions too."""
     for path in PACKAGE.rglob("*.py"):
-        relative = path.relative_to(PACKAGE)
-        module = relative.parts[0].removesuffix(".py")
+        file = name_of(path)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                yield from ((module, alias.name) for alias in node.names)
+                yield from ((file, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{relative}: relative import"
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-                yield from ((module, name) for name in names)
+                assert node.level == 0, f"{file}: relative import"
+                yield from ((file, f"{node.module}.{a.name}") for a in node.names)
 
 
 def test_imports_point_strictly_down() -> None:
-    floor = {module: i for i, modules in enumerate(FLOORS) for module in modules}
-    files = {
-        p.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for p in PACKAGE.rglob("*.py")
-    }
-    assert files - {"__init__", "__main__"} == set(floor)
-    for module, name in imports():
-        parts = name.split(".")
-        if parts[0] != "vgg_flax" or module in ("__init__", "__main__"):
+    floor = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+    rooms = {name_of(path).split("/")[0] for path in PACKAGE.rglob("*.py")}
+    assert rooms - {"__init__", "__main__"} == set(floor)
+    for file, name in imports():
+        room, parts = file.split("/")[0], name.split(".")
+        if parts[0] != "vgg_flax" or room in ("__init__", "__main__"):
             continue
         imported = parts[1] if len(parts) > 1 else "__init__"
-        if imported == "__init__":
-            assert module == "cli", (module, name)
-        elif not (module == imported and module in ("datasets", "weights", "commands")):
-            assert floor[imported] < floor[module], (module, name)
+        if imported in ("__init__", "__version__"):
+            assert room == "cli", (file, name)
+        else:
+            assert room == imported or floor[imported] < floor[room], (file, name)
 
 
-def test_heavy_packages_have_one_owner() -> None:
-    for module, name in imports():
+def test_heavy_packages_have_few_owners() -> None:
+    for file, name in imports():
         owners = OWNERS.get(name.split(".")[0])
-        assert owners is None or module in owners, (module, name)
+        assert owners is None or file in owners, (file, name)
 
 
 def local_disk_uses(tree: ast.Module) -> Iterator[str]:
@@ -141,12 +137,12 @@ def local_disk_uses(tree: ast.Module) -> Iterator[str]:
 def test_all_but_a_few_files_reach_a_runs_files_through_epath() -> None:
     using = {}
     for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        name = name_of(path)
         if used := sorted(set(local_disk_uses(ast.parse(path.read_text())))):
             using[name] = used
     assert set(using) == set(LOCAL), using
-    assert using["run_directory"] == ["shutil"]
-    assert using["profiling"] == ["tempfile"]
+    assert using["runs/directory"] == ["shutil"]
+    assert using["runs/profiling"] == ["tempfile"]
 
 
 def test_what_needs_a_local_disk_is_seen() -> None:
@@ -164,9 +160,9 @@ def test_what_needs_a_local_disk_is_seen() -> None:
     assert not list(local_disk_uses(ast.parse("path.open(); os.getpid()")))
 
 
-def test_only_parallel_says_pmap() -> None:
+def test_one_file_says_pmap() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.name != "parallel.py":
+        if name_of(path) != "parallel/replicas":
             names = {
                 node.attr
                 for node in ast.walk(ast.parse(path.read_text()))

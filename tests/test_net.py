@@ -10,7 +10,9 @@ import pytest
 from conftest import changed, random_net, save_run
 
 import vgg_flax
-from vgg_flax import checkpoint, config, progress, trainer
+from vgg_flax import config, errors
+from vgg_flax.runs import checkpoint, log
+from vgg_flax.training import trainer
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_a_loaded_net_scores_the_test_split_as_the_run_did(
     logits = net(views)
     labels = sklearn.datasets.load_digits()["target"][1437:]
     hits = int((np.asarray(logits).argmax(axis=1) == labels).sum())
-    record = progress.read_records(workdir)[-1]
+    record = log.read_records(workdir)[-1]
     assert (record["split"], record["top1_count"]) == ("test", hits)
     np.testing.assert_array_equal(logits, net(net.preprocessing.normalize(views)))
 
@@ -87,7 +89,7 @@ def test_it_knows_its_variant_classes_and_steps(workdir: pathlib.Path) -> None:
     assert last.variant == "vgg11"
     assert last.model.num_classes == 10
     assert last.class_names == tuple("0123456789")
-    records = [r for r in progress.read_records(workdir) if r["split"] == "validation"]
+    records = [r for r in log.read_records(workdir) if r["split"] == "validation"]
     best_step = max(records, key=lambda r: (r["top1"], r["step"]))["step"]
     with checkpoint.Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
         expected = checkpoints.read(checkpoints.best_step() or 0).variables
@@ -163,7 +165,7 @@ def test_a_runs_folder_of_checkpoints_is_the_run(tmp_path: pathlib.Path) -> None
     ],
 )
 def test_impossible_requests_say_why(path: str, options: Any, expected: str) -> None:
-    with pytest.raises(config.VGGFlaxError, match=expected):
+    with pytest.raises(errors.VGGFlaxError, match=expected):
         vgg_flax.load(path, **options)
 
 

@@ -17,7 +17,8 @@ import pytest
 import sklearn.datasets
 
 import vgg_flax
-from vgg_flax import conversion, net
+from vgg_flax import net
+from vgg_flax.inference import conversion
 
 os.environ["KERAS_BACKEND"] = "jax"
 # Keras 3.15's own variables predate NumPy 2's __array__(copy=...).

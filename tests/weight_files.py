@@ -17,9 +17,10 @@ import safetensors.numpy
 # Installed with tensorboardX and tensorflow-datasets.
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from vgg_flax.weights import WeightsError, containers
+from vgg_flax.weights import WeightsError
+from vgg_flax.weights.containers import formats
 
-DATA = pathlib.Path(__file__).parent / "data"
+DATA = pathlib.Path(__file__).parent / "files"
 TORCH_ARRAYS = runpy.run_path(str(DATA / "make_torch_files.py"))["make_arrays"]()
 Arrays = dict[str, np.ndarray]
 
@@ -233,7 +234,7 @@ def refusal(path: pathlib.Path, content: bytes | None = None) -> str:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(WeightsError) as caught:
-        containers.read(path)
+        formats.read(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
 

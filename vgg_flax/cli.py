@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import vgg_flax
-from vgg_flax import config
+from vgg_flax import errors
 from vgg_flax.commands import (
     compile,
     convert,
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
         return options.run(options) or 0
-    except config.VGGFlaxError as error:
+    except errors.VGGFlaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

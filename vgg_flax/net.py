@@ -9,16 +9,14 @@ import numpy as np
 from etils import epath
 from flax import struct
 
-from vgg_flax import checkpoint, config, imagenet, preprocess
+from vgg_flax import storage
+from vgg_flax.data import imagenet
+from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG  # `model` is an attribute below
-from vgg_flax.weights import (
-    WeightsError,
-    checksum,
-    containers,
-    fetch,
-    mapping,
-    metadata,
-)
+from vgg_flax.runs import checkpoint
+from vgg_flax.weights import WeightsError, checksum, fetch
+from vgg_flax.weights.containers import formats
+from vgg_flax.weights.lineages import mapping, metadata
 
 
 class Net(struct.PyTreeNode):
@@ -39,7 +37,7 @@ class Net(struct.PyTreeNode):
     variables: dict[str, Any]
     model: VGG = struct.field(pytree_node=False)
     variant: str = struct.field(pytree_node=False)
-    preprocessing: preprocess.Preprocessing = struct.field(pytree_node=False)
+    preprocessing: Preprocessing = struct.field(pytree_node=False)
     class_names: tuple[str, ...] = struct.field(pytree_node=False)
     train_scale: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
     source: str = struct.field(pytree_node=False, default="")
@@ -120,7 +118,7 @@ def load(
     # etils knows schemes of its own, and not https://.
     is_url = str(path_or_name).startswith(("https://", "http://", "file://"))
     if not is_url:
-        config.check_path("weights", path_or_name)
+        storage.check_path("weights", path_or_name)
     if not is_url and epath.Path(path_or_name).expanduser().is_dir():
         workdir, step = _find_run(epath.Path(path_or_name).expanduser(), step)
         given = [name for name, value in only_files.items() if value is not None]
@@ -132,7 +130,7 @@ def load(
         return _load_checkpoint(str(path_or_name), workdir, step, dtype, sha256)
     if step != "last":
         raise WeightsError(f"{path_or_name} is a file and has no steps; step={step!r}")
-    container = containers.read(fetch.fetch(str(path_or_name), sha256=sha256))
+    container = formats.read(fetch.fetch(str(path_or_name), sha256=sha256))
     found = mapping.to_weights(
         container.tensors,
         sha256=container.sha256,
@@ -159,9 +157,7 @@ def meta_of(net: Net) -> dict[str, Any]:
     }
 
 
-def _of_file(
-    source: str, container: containers.Container, found: mapping.Weights
-) -> Net:
+def _of_file(source: str, container: formats.Container, found: mapping.Weights) -> Net:
     """The net of a file, with the names of its classes where they are known."""
     told = metadata.read(container.metadata)
     class_names = told.class_names if told else ()
@@ -221,7 +217,7 @@ def _load_checkpoint(
         variables=variables,
         model=net,
         variant=found.meta["variant"],
-        preprocessing=preprocess.Preprocessing.from_dict(found.meta["preprocessing"]),
+        preprocessing=Preprocessing.from_dict(found.meta["preprocessing"]),
         class_names=tuple(found.meta["class_names"]),
         train_scale=_pair(found.meta["train_scale"]),
         source=source,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from tests import processes
 from tests.faults.runs import STEPS, Bench, Run, Wrong, expect, random_moment
-from vgg_flax import checkpoint
+from vgg_flax.runs import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ import PIL.Image
 import sklearn.datasets
 
 from tests import processes
-from vgg_flax import checkpoint, progress
 from vgg_flax import config as config_lib
+from vgg_flax.runs import checkpoint, log
 
 # Dropout, cross-replica BatchNorm, augmentation, accumulation and the plateau rule:
 # all that a resume must carry on. 160 images are 5 steps of 32.
@@ -66,7 +66,7 @@ class Run:
 
         A save goes on beside other work; where it does, "saving" is said.
         """
-        records = progress.read_records(self.workdir)
+        records = log.read_records(self.workdir)
         if not records:
             return 0, ""
         step, split = records[-1]["step"], records[-1]["split"]
@@ -129,7 +129,7 @@ class Bench:
 
     def result(self, workdir: pathlib.Path) -> Result:
         """What the finished run in `workdir` computed."""
-        records = progress.read_records(workdir)
+        records = log.read_records(workdir)
         losses = [
             (r["split"], r["step"], r["loss"]) for r in records if r["split"] != "train"
         ]

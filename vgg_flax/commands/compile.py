@@ -41,20 +41,23 @@ def _image_size(text: str) -> tuple[int, int]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vgg_flax import aot, recipe, report, roofline
+    from vgg_flax.aot import program as program_lib
+    from vgg_flax.aot import roofline, tables
+    from vgg_flax.aot.program import Program
+    from vgg_flax.config import recipe
 
     settings = recipe.read(options.config, options.overrides)
-    devices = aot.devices_of(options.topology)
+    devices = program_lib.devices_of(options.topology)
 
-    def compile_batch(batch: int | None) -> aot.Program:
+    def compile_batch(batch: int | None) -> Program:
         what = "the recipe's batch" if batch is None else f"{batch} images a chip"
         print(f"compiling {options.program} for {what}: minutes", file=sys.stderr)
-        return aot.compile_program(
+        return program_lib.compile_program(
             options.program, settings, devices, batch, options.image_size
         )
 
     if options.find_batch:
-        program = aot.find_batch(
+        program = program_lib.find_batch(
             compile_batch,
             lambda text: print(text, file=sys.stderr),
             options.per_chip_batch or 32,
@@ -62,7 +65,7 @@ def _run(options: argparse.Namespace) -> None:
     else:
         program = compile_batch(options.per_chip_batch)
     told = roofline.report(program)
-    print(report.compile_tables(told))
+    print(tables.compile_tables(told))
     if options.output:
         path = epath.Path(options.output)
         path.write_text(json.dumps(told, indent=2) + "\n")

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vgg_flax import conversion
+    from vgg_flax.inference import conversion
 
     partly = {"include_top": not options.features_only}
     partly |= {"num_classes": options.num_classes}

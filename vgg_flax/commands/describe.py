@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vgg_flax import description
+    from vgg_flax.model import description
 
     if options.net in (*VARIANTS, *PAPER_LETTERS):
         weights_options.check_unused(options, f"{options.net} is a column of Table 1")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vgg_flax import config
+from vgg_flax import errors, storage
 from vgg_flax.commands import weights_options
 
 _DISTRIBUTED = (
@@ -99,25 +99,27 @@ def _check_targets(
     needed = {epath.Path(path).resolve() for path in inputs if path}
     for flag, target in (("--output", output), ("--predictions", predictions)):
         if target and not target.is_dir() and target.resolve() in needed:
-            raise config.ConfigError(f"{flag} {target} is an input; name another file")
+            raise errors.ConfigError(f"{flag} {target} is an input; name another file")
     if predictions and predictions.resolve() == output.resolve():
-        raise config.ConfigError(f"--output and --predictions are both {output}")
+        raise errors.ConfigError(f"--output and --predictions are both {output}")
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vgg_flax import distributed, experiments, label_sets, report, results, scoring
-    from vgg_flax.posteriors import Settings
+    from vgg_flax import console, errors
+    from vgg_flax.evaluation import evaluate, experiments, label_sets, results, tables
+    from vgg_flax.evaluation.posteriors import Settings
+    from vgg_flax.parallel import distributed
 
     distributed.initialize(options.distributed)
     distributed.check_devices()
     for flag in ("output", "predictions"):
-        config.check_path(f"--{flag}", getattr(options, flag) or "")
+        storage.check_path(f"--{flag}", getattr(options, flag) or "")
     output = epath.Path(options.output)
     predictions = options.predictions and epath.Path(options.predictions)
     _check_targets(options, output, predictions)
-    report.check_output("--output", results.path_of(output, "new"))
+    storage.check_output("--output", results.path_of(output, "new"))
     if predictions:
-        report.check_predictions(predictions)
+        tables.check_predictions(predictions)
     if (count := len(options.weights)) > 1:
         weights_options.check_unused(
             options,
@@ -144,19 +146,19 @@ def _run(options: argparse.Namespace) -> int:
     )
     settings = Settings(options.batch_size, options.matmul_precision)
     try:
-        result, outcomes = scoring.evaluate(
+        result, outcomes = evaluate.evaluate(
             nets, images, rows, output, settings=settings, limit=options.limit
         )
-    except distributed.Interrupted as stop:
+    except errors.Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
     if jax.process_index() == 0:
-        print(report.evaluation_table(result))
+        print(tables.evaluation_table(result))
         print(f"in full: {results.path_of(output, result['key'])}")
         if predictions:
-            report.write_predictions(result, outcomes, predictions)
+            tables.write_predictions(result, outcomes, predictions)
     for bad in result["unreadable"]:
-        distributed.say(f"unreadable: {bad['key']}: {bad['error']}")
+        console.say(f"unreadable: {bad['key']}: {bad['error']}")
     if result["unreadable"]:
-        distributed.say(f"{len(result['unreadable'])} unreadable images were left out")
+        console.say(f"{len(result['unreadable'])} unreadable images were left out")
     return 2 if result["unreadable"] and not options.skip_bad else 0

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vgg_flax import export
+    from vgg_flax.inference import export
 
     net = weights_options.folded(
         options, weights_options.load(options, options.weights)

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from vgg_flax import config
+from vgg_flax import errors
 from vgg_flax.commands import weights_options
 
 
@@ -46,16 +46,18 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vgg_flax import heatmap, prediction, preprocess, progress, report
+    from vgg_flax import console, storage
+    from vgg_flax.images import codec
+    from vgg_flax.inference import heatmap, prediction
 
     if options.scale is not None and options.heatmap is None:
-        raise config.ConfigError(f"--scale {options.scale} is of heat maps: --heatmap")
+        raise errors.ConfigError(f"--scale {options.scale} is of heat maps: --heatmap")
     net = weights_options.load(options, options.weights)
     if options.heatmap is not None:
         heatmap.check(net, options.scale)
-        report.check_output("--heatmap", epath.Path(options.heatmap) / "heatmap.png")
+        storage.check_output("--heatmap", epath.Path(options.heatmap) / "heatmap.png")
     paths = prediction.find_images(options.images)
-    with progress.bar(len(paths), "image") as bar:
+    with console.bar(len(paths), "image") as bar:
         predictions, unreadable = prediction.predict(
             net,
             paths,
@@ -68,11 +70,11 @@ def _run(options: argparse.Namespace) -> int:
     pictures: dict[str, str] = {}
     undrawn: dict[str, str] = {}
     if options.heatmap is not None:
-        with progress.bar(len(predictions), "picture") as bar:
+        with console.bar(len(predictions), "picture") as bar:
             for path, picture in prediction.draw_heatmaps(
                 net, predictions, options.heatmap, options.scale
             ):
-                if isinstance(picture, preprocess.ImageError):
+                if isinstance(picture, codec.ImageError):
                     undrawn[path] = str(picture)
                 else:
                     pictures[path] = picture

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vgg_flax.datasets import prepared
+    from vgg_flax.data import prepared
 
     folder = prepared.prepare(
         options.name, options.data_dir, options.manual_dir, options.file_format

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vgg_flax import config
+from vgg_flax import errors
 from vgg_flax.model import VARIANTS
 
 WHAT = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
@@ -25,7 +25,7 @@ def check_unused(options: argparse.Namespace, why: str) -> None:
     """Raises ConfigError if any of the options is given that would do nothing."""
     for name in ("step", "variant", "preprocessing", "sha256"):
         if getattr(options, name) not in (None, "last"):
-            raise config.ConfigError(
+            raise errors.ConfigError(
                 f"--{name} {getattr(options, name)} is of one file or run: {why}; "
                 "leave it out"
             )
@@ -33,7 +33,7 @@ def check_unused(options: argparse.Namespace, why: str) -> None:
 
 def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
     """The `Net` of WEIGHTS, as `options` say; `partly` as `vgg_flax.load` takes it."""
-    from vgg_flax import distributed
+    from vgg_flax import console
     from vgg_flax import net as net_lib
 
     net = net_lib.load(
@@ -44,7 +44,7 @@ def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
         sha256=options.sha256,
         **partly,
     )
-    distributed.say(f"loaded {net.variant} from {net.source}, sha256 {net.sha256}")
+    console.say(f"loaded {net.variant} from {net.source}, sha256 {net.sha256}")
     return net
 
 
@@ -66,7 +66,7 @@ def folded(options: argparse.Namespace, net: Any) -> Any:
     """`net`, without BatchNorm if so asked."""
     if not options.fold_bn:
         return net
-    from vgg_flax import folding
+    from vgg_flax.inference import folding
 
     net, moved = folding.fold_batch_norm(net)
     print(f"folded BatchNorm: logits move by {moved:.1e} of their spread")

@@ -1,6 +1,6 @@
 """Foreign weight files: container readers and lineage layouts, two lists."""
 
-from vgg_flax.config import VGGFlaxError
+from vgg_flax.errors import VGGFlaxError
 
 
 class WeightsError(VGGFlaxError):

@@ -1,0 +1,331 @@
+"""Settings are checked at the border, and each of them changes what a run does."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import changed
+
+from vgg_flax import config as config_lib
+from vgg_flax import errors, model, parallel
+from vgg_flax.data import batches, splits
+from vgg_flax.training import schedules, trainer
+from vgg_flax.training import state as state_lib
+from vgg_flax.training import step as step_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+# Another value for every field, and what else it takes for the field to matter.
+RUN_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "model.variant": ("vgg13_bn", {}),
+    "model.num_classes": (11, {}),
+    "model.width_multiplier": (1 / 8, {}),
+    "model.fc_widths": ((16, 8), {}),
+    "model.fc6_window": (
+        2,
+        {
+            "data__crop_size": 64,
+            "data__train_scale": (64, 64),
+            "data__test_scale": 64,
+        },
+    ),
+    "model.head": ("gap", {}),
+    "model.dropout_rate": (0.25, {}),
+    "model.initializer": ("he", {}),
+    "model.dtype": ("bfloat16", {}),
+    "model.conv_bias": (False, {}),
+    "model.pooling": ("average", {}),
+    "model.batch_norm_across_replicas": (True, {}),
+    "data.mean": ((0.4,), {}),
+    "data.std": ((0.4,), {}),
+    "optimizer.learning_rate": (0.1, {}),
+    "optimizer.momentum": (0.8, {}),
+    "optimizer.nesterov": (True, {}),
+    "optimizer.weight_decay": (1e-3, {}),
+    "optimizer.decoupled_weight_decay": (True, {}),
+    "optimizer.decay_norms_and_biases": (False, {}),
+    "optimizer.schedule": ("cosine", {}),
+    "optimizer.warmup_epochs": (0.5, {}),
+    "optimizer.decay_epochs": ((0.2,), {"optimizer__schedule": "step"}),
+    "optimizer.decay_factor": (0.5, {"optimizer__schedule": "plateau"}),
+    "optimizer.plateau_patience": (1, {"optimizer__schedule": "plateau"}),
+    "optimizer.plateau_max_decays": (1, {"optimizer__schedule": "plateau"}),
+    "optimizer.accumulation_steps": (2, {}),
+    "seed": (1, {}),
+    "num_epochs": (2.0, {}),
+    "num_steps": (7, {}),
+    "eval_every_epochs": (0.5, {}),
+    "checkpoint_every_steps": (7, {}),
+    "remat": (True, {}),
+}
+COLOR = {
+    "model__in_channels": 3,
+    "data__mean": (0.3,) * 3,
+    "data__std": (0.4,) * 3,
+    "data__color_shift": 0.2,
+}
+IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+BATCH_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "data.train_split": ("train[:80%]", {}),
+    "data.test_split": ("test[:50%]", {}),
+    "data.batch_size": (32, {}),
+    "data.eval_batch_size": (32, {}),
+    "data.train_view": ("resized_crop", {}),
+    "data.train_scale": ((32, 48), {}),
+    "data.crop_size": (36, {"data__test_scale": 40}),
+    "data.crop_area": ((0.5, 0.6), {"data__train_view": "resized_crop"}),
+    "data.padding": (6, {}),
+    "data.flip": (True, {}),
+    "data.color_shift": (0.1, COLOR),
+    "data.color_eigenvalues": ((0.1, 0.1, 0.1), COLOR),
+    "data.color_eigenvectors": (IDENTITY, COLOR),
+    "data.test_scale": (36, {}),
+    "data.train_resize": ("cv2", {}),
+    "seed": (1, {}),
+}
+IN_TEST_TRAINER = {
+    "data.name",
+    "data.data_dir",
+    "data.validation_split",
+    "data.on_bad_image",
+    "log_every_steps",
+    "keep_checkpoints",
+    "init_from",
+    "init_layers",
+    "resume_with_changes",
+}
+IN_TEST_DATASET = {"data.cache"}
+IN_TEST_PROFILING = {"profile.start_step", "profile.num_steps"}
+IN_TEST_PROCESSES = {"step_timeout_seconds"}
+IN_TEST_SHARDS = {"shard_fc"}
+READ_OPTIONS = {"data.num_threads", "data.prefetch"}
+
+
+def run_fingerprint(config: config_lib.Config) -> dict[str, Any]:
+    """The step, the first params and the plan of a run with `config`."""
+    config_lib.check(config)
+    plan = trainer.Plan.of(config, 1000)
+    schedule = schedules.make_schedule(config.optimizer, 20.5, plan.total_steps)
+    state = jax.eval_shape(lambda: state_lib.init_state(config))
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
+        for name, shape in batches.train_batch_shapes(
+            config.data, batches.Shard()
+        ).items()
+    }
+    step = step_lib.make_train_step(config, schedule)
+    plateau, decays = schedules.init_plateau(), []
+    for top1 in (0.5, 0.4, 0.4, 0.4, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1):
+        plateau = schedules.update_plateau(config.optimizer, plateau, top1)
+        decays.append(float(schedules.plateau_factor(config.optimizer, plateau)))
+    jaxpr = jax.make_jaxpr(step, axis_env=[(parallel.AXIS_NAME, 8)])(state, shapes)
+    return {
+        "step": str(jaxpr),
+        "constants": [np.asarray(constant).tolist() for constant in jaxpr.consts],
+        "init": str(jax.make_jaxpr(lambda: state_lib.init_state(config))()),
+        "schedule": [float(schedule(step)) for step in range(30)],
+        "decays": decays,
+        "plan": [(plan.evaluates_at(s), plan.saves_at(s)) for s in range(40)],
+        "total": plan.total_steps,
+    }
+
+
+def batch_fingerprint(config: config_lib.Config) -> dict[str, Any]:
+    """The first training batches and the last evaluation batch of `config`."""
+    data, classes = config.data, config.model.num_classes
+    train = splits.open_split(data, data.train_split, classes)
+    test = splits.open_split(data, data.test_split, classes)
+    stream = batches.train_batches(
+        data, train, seed=config.seed, start_step=0, shard=batches.Shard()
+    )
+    first = [next(stream) for _ in range(2)]
+    *_, last = batches.eval_batches(data, test, shard=batches.Shard())
+    crcs = jax.tree.map(lambda x: zlib.crc32(np.ascontiguousarray(x)), [*first, last])
+    return {"crcs": crcs, "sizes": (len(train), len(test))}
+
+
+def test_every_field_is_probed_somewhere() -> None:
+    probed = {
+        *RUN_PROBES,
+        *BATCH_PROBES,
+        *IN_TEST_TRAINER,
+        *IN_TEST_DATASET,
+        *IN_TEST_PROFILING,
+        *IN_TEST_PROCESSES,
+        *IN_TEST_SHARDS,
+        *READ_OPTIONS,
+        "model.in_channels",  # the next test
+    }
+    assert probed == set(config_lib.flatten(config_lib.Config()))
+
+
+def test_input_channels_are_the_first_kernels(tiny_config: config_lib.Config) -> None:
+    rgb = {"data__mean": (0.5,) * 3, "data__std": (0.5,) * 3, "model__in_channels": 3}
+    for config, channels in ((tiny_config, 1), (changed(tiny_config, **rgb), 3)):
+        assert config_lib.check(config) == config
+        state = jax.eval_shape(lambda c=config: state_lib.init_state(c))
+        assert state.params["conv1_1"]["kernel"].shape == (3, 3, channels, 4)
+
+
+@pytest.mark.parametrize("name", RUN_PROBES)
+def test_a_field_changes_the_step_the_start_or_the_plan(
+    name: str, tiny_config: config_lib.Config
+) -> None:
+    value, needed = RUN_PROBES[name]
+    base = changed(tiny_config, **needed)
+    other = changed(base, **{name.replace(".", "__"): value})
+    assert run_fingerprint(base) != run_fingerprint(other)
+
+
+@pytest.mark.parametrize("name", BATCH_PROBES)
+def test_a_field_changes_the_batches(name: str, tiny_config: config_lib.Config) -> None:
+    value, needed = BATCH_PROBES[name]
+    base = changed(tiny_config, **needed)
+    other = changed(base, **{name.replace(".", "__"): value})
+    assert batch_fingerprint(base) == batch_fingerprint(base)
+    assert batch_fingerprint(base) != batch_fingerprint(other)
+
+
+def test_threads_and_prefetch_reach_grain() -> None:
+    data = config_lib.DataConfig(num_threads=3, prefetch=7)
+    options = batches.read_options(data)
+    assert (options.num_threads, options.prefetch_buffer_size) == (3, 7)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_sound_and_says_how_to_run_it(name: str) -> None:
+    path = ROOT / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recipe = config_lib.check(module.get_config())
+    net = state_lib.make_model(recipe.model)
+    assert recipe.data.crop_size >= net.smallest_image
+    assert 32 * net.fc6_window == recipe.data.crop_size or recipe.model.head == "gap"
+    document = (module.__doc__ or "").replace("\n", " ")
+    flag = "" if name == "default" else f" --config=configs/{name}.py"
+    assert f"python train.py{flag}" in document
+    for heading in ("command", "hardware", "time", "result"):
+        assert f"{heading} " in document, heading
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = config_lib.Config()
+    recipe.data.mean = (0.1, 0.2, 0.3)
+    recipe.init_layers = config_lib.PAPER_INIT_LAYERS
+    back = config_lib.from_dict(json.loads(config_lib.to_json(recipe)))
+    assert back == recipe
+    assert isinstance(back.data.color_eigenvectors[0], tuple)
+
+
+def test_model_config_has_the_fields_of_the_net() -> None:
+    ours = {field.name for field in dataclasses.fields(config_lib.ModelConfig)}
+    theirs = set(model.VGG.__dataclass_fields__) - {"parent", "name"}
+    # What is not of a training run: the mapped axis, and pooling at other sizes.
+    theirs -= {"batch_norm_axis", "adaptive_pool"}
+    assert ours - {"batch_norm_across_replicas"} == theirs
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"model__head": "mlp"}, r"config.model.head='mlp'.*'fc', 'gap'"),
+        ({"model__dropout_rate": 1.5}, r"config.model.dropout_rate=1.5.*0 to 0.99"),
+        ({"data__mean": (0.5,)}, r"config.data.mean=\(0.5,\) has 1 values.*=3"),
+        ({"data__train_scale": (512, 256)}, r"train_scale=\(512, 256\).*low, high"),
+        (
+            {"data__train_view": "paper", "data__train_scale": (128, 256)},
+            r"train_scale=\(128, 256\).*crop_size=224",
+        ),
+        ({"data__test_scale": 200}, r"test_scale=200.*raise it to 224"),
+        ({"num_steps": 0}, r"config.num_steps=0; expected at least 1"),
+        ({"seed": -1}, r"config.seed=-1; expected 0 to"),
+        (
+            {"optimizer__schedule": "plateau", "data__validation_split": ""},
+            r"plateau.*validation_split is empty",
+        ),
+        (
+            {
+                "model__in_channels": 1,
+                "data__mean": (0.5,),
+                "data__std": (0.5,),
+                "data__color_shift": 0.1,
+            },
+            r"color_shift=0.1 needs RGB",
+        ),
+        ({"optimizer__learning_rate": float("nan")}, r"learning_rate=nan"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_expected(
+    fields: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(errors.ConfigError, match=expected):
+        config_lib.check(changed(config_lib.Config(), **fields))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_epochs", "ten"),
+        ("data__train_scale", 256),
+        ("data__train_scale", (1, 2, 3)),
+        ("data__flip", 3),
+        ("model__num_classes", 10.5),
+        ("optimizer__learning_rate", "0.1"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(field: str, value: object) -> None:
+    recipe = config_lib.Config()
+    *outer, last = field.split("__")
+    setattr(getattr(recipe, outer[0]) if outer else recipe, last, value)
+    with pytest.raises(errors.ConfigError, match=last):
+        config_lib.check(recipe)
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "expected"),
+    [(100, 8, "96 or 104"), (7, 8, "try 8"), (9, 2, "8 or 10"), (24, 9, "18 or 27")],
+)
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(
+    size: int, multiple: int, expected: str
+) -> None:
+    with pytest.raises(errors.ConfigError, match=f"data.batch_size={size}.*{expected}"):
+        config_lib.check_batch("data.batch_size", size, multiple, "some devices")
+    config_lib.check_batch("data.batch_size", multiple * 3, multiple, "some devices")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--config.optimizer.learning_rat=1"], "--config.optimizer.learning_rate?"),
+        (["--config.learning_rate=1"], "--config.optimizer.learning_rate?"),
+        (["--config.nun_epochs=1"], "--config.num_epochs?"),
+        (["--config.num_epochs=ten"], "num_epochs"),
+        (["--config.data.train_scale=5"], "data.train_scale"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config.model.head=mlp"], "config.model.head='mlp'"),
+        (["--wrokdir=x"], "workdir"),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_line(flags: list[str], expected: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3

@@ -1,0 +1,219 @@
+"""`convert`: a checkpoint or a peer's file, whole or not at all, and back."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import random_net
+
+import vgg_flax
+from vgg_flax import cli, errors
+from vgg_flax.inference import conversion
+from vgg_flax.net import Net
+from vgg_flax.runs import checkpoint
+from vgg_flax.weights import WeightsError
+from vgg_flax.weights.containers import formats
+from vgg_flax.weights.lineages import layouts
+
+
+def same(one: Net, other: Net) -> bool:
+    """Whether two nets are the same numbers, module, classes and pixels."""
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+    names = ("model", "variant", "preprocessing", "class_names", "train_scale")
+    return all(getattr(one, n) == getattr(other, n) for n in names)
+
+
+TARGETS = ["run", "net.safetensors", "timm.safetensors", "net.h5"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_there_and_back_is_the_same_net(target: str, tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg16").replace(train_scale=(256, 512))
+    path = tmp_path / target
+    conversion.convert(net, path, "timm" if target.startswith("timm") else None)
+    again = vgg_flax.load(path)
+    assert same(net, again)
+    assert (again.source, len(again.sha256)) == (str(path), 64)
+    assert [p.name for p in tmp_path.iterdir()] == [target]  # nothing half-written
+
+
+def test_a_checkpoints_own_folder_is_loaded_too(tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg11")
+    conversion.convert(net, tmp_path / "run")
+    assert same(net, vgg_flax.load(tmp_path / "run" / "checkpoints" / "0"))
+
+
+def test_batch_norm_goes_to_torchvisions_names_and_back(tmp_path: pathlib.Path) -> None:
+    for conv_bias in (True, False):
+        net = random_net("vgg11_bn", conv_bias=conv_bias)
+        path = tmp_path / f"{conv_bias}.safetensors"
+        conversion.convert(net, path)
+        images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+        np.testing.assert_array_equal(vgg_flax.load(path)(images), net(images))
+        assert vgg_flax.load(path).model.conv_bias  # torchvision's modules have one
+        # and through a checkpoint in between, the file is the same byte for byte
+        conversion.convert(vgg_flax.load(path), tmp_path / f"{conv_bias}")
+        out = tmp_path / f"{conv_bias}_again.safetensors"
+        conversion.convert(vgg_flax.load(tmp_path / f"{conv_bias}"), out)
+        one, other = (formats.read(p).tensors for p in (path, out))
+        assert one.keys() == other.keys()
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def test_caffes_pixels_are_written_blue_first_for_keras(tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg16").replace(preprocessing=layouts.CAFFE)
+    said = conversion.convert(net, tmp_path / "net.h5")
+    assert said == "keras's names and pixels"
+    assert vgg_flax.load(tmp_path / "net.h5").preprocessing == layouts.CAFFE
+    kernel = formats.read(tmp_path / "net.h5").tensors
+    first = kernel["block1_conv1/block1_conv1/kernel:0"]
+    ours = np.asarray(net.variables["params"]["conv1_1"]["kernel"])
+    np.testing.assert_array_equal(first, ours[:, :, ::-1])
+
+    other = random_net("vgg16")
+    said = conversion.convert(other, tmp_path / "other.h5")
+    assert "not its pixels: feed it Preprocessing(mean=(0.5, 0.5, 0.5)" in said
+    assert same(other, vgg_flax.load(tmp_path / "other.h5"))
+
+
+def test_what_cannot_be_written_is_said_before_anything_is(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = random_net("vgg11_bn")
+    with pytest.raises(WeightsError, match=r"no place for .*bn1_1.*fold BatchNorm"):
+        conversion.convert(net, tmp_path / "net.h5")
+    with pytest.raises(WeightsError, match=r"timm's files end in \.safetensors"):
+        conversion.convert(net, tmp_path / "net.h5", "timm")
+    with pytest.raises(WeightsError, match="known: torchvision, timm, keras"):
+        conversion.convert(net, tmp_path / "net.h5", "onnx")
+    for name in ("net.pth", "net.weights.h5", "net.caffemodel"):
+        with pytest.raises(WeightsError, match=r"expected a name in \.safetensors"):
+            conversion.convert(net, tmp_path / name)
+    with pytest.raises(WeightsError, match="no place for a head of global average"):
+        conversion.convert(random_net("vgg11", head="gap"), tmp_path / "net.h5")
+    (tmp_path / "there.safetensors").write_bytes(b"mine")
+    with pytest.raises(WeightsError, match="exists; choose another name"):
+        conversion.convert(net, tmp_path / "there.safetensors")
+    assert (tmp_path / "there.safetensors").read_bytes() == b"mine"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(WeightsError, match="cannot be written"):
+        conversion.convert(net, tmp_path / "file" / "net.safetensors")
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be written"):
+        conversion.convert(net, tmp_path / "file" / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "there.safetensors"]
+
+
+def test_the_command_converts_folds_and_refuses(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = random_net("vgg13_bn")
+    source, run, folded = (
+        str(tmp_path / name) for name in ("net.safetensors", "run", "folded.h5")
+    )
+    conversion.convert(net, source)
+    assert cli.main(["convert", source, run]) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {run}: a checkpoint" in printed
+    assert same(net, vgg_flax.load(run))
+    assert cli.main(["convert", run, folded, "--fold-bn"]) == 0
+    assert "logits move by" in capsys.readouterr().out
+    assert vgg_flax.load(folded).variant == "vgg13"
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    np.testing.assert_allclose(
+        vgg_flax.load(folded)(images), net(images), rtol=1e-3, atol=1e-3
+    )
+    assert cli.main(["convert", run, folded]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert cli.main(["convert", source, run + "2", "--sha256", "0" * 64]) == 1
+    assert "its sha256 is" in capsys.readouterr().err
+
+
+def test_a_converted_net_starts_a_run(digits_dir: str, tmp_path: pathlib.Path) -> None:
+    """`--config.init_from` takes what `convert` wrote, in a process of its own."""
+    net = random_net("vgg11", in_channels=1)
+    conversion.convert(net, tmp_path / "converted")
+    flags = {
+        "init_from": tmp_path / "converted",
+        "model.variant": "vgg11",
+        "model.in_channels": 1,
+        "model.num_classes": 10,
+        "model.width_multiplier": 1 / 16,
+        "model.fc_widths": "(16, 16)",
+        "model.fc6_window": 1,
+        "model.head": "fc",
+        "model.conv_bias": True,
+        "optimizer.learning_rate": 1e-30,
+        "data.data_dir": digits_dir,
+        "num_steps": 1,
+    }
+    command = [sys.executable, "train.py", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    after = vgg_flax.load(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, after.variables, net.variables)
+
+
+def test_a_url_is_loaded_through_the_cache(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VGG_FLAX_CACHE", str(tmp_path / "cache"))
+    net = random_net("vgg11")
+    conversion.convert(net, tmp_path / "net.safetensors")
+    url = (tmp_path / "net.safetensors").as_uri()
+    again = vgg_flax.load(url)
+    assert same(net, again) and again.source == url
+    assert cli.main(["describe", url]) == 0
+    assert f"loaded vgg11 from {url}, sha256 " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": "vgg19"},
+        {"num_classes": 3},
+        {"preprocessing": "caffe"},
+        {"include_top": False},
+        {"sha256": "0" * 64},
+        {"step": "newest"},
+        {"dtype": "int8"},
+        {"dtype": "foo"},
+    ],
+    ids=str,
+)
+def test_no_option_is_dropped_silently(options: dict, tmp_path: pathlib.Path) -> None:
+    conversion.convert(random_net("vgg11"), tmp_path / "run")
+    with pytest.raises(errors.VGGFlaxError):
+        vgg_flax.load(tmp_path / "run", **options)
+    conversion.convert(random_net("vgg11"), tmp_path / "net.safetensors")
+    if options.keys() & {"step", "sha256", "dtype"}:
+        with pytest.raises(errors.VGGFlaxError):
+            vgg_flax.load(tmp_path / "net.safetensors", **options)
+    with pytest.raises(WeightsError, match="vgg99"):
+        vgg_flax.load(tmp_path / "net.safetensors", variant="vgg99")
+
+
+def test_features_only_is_asked_for_and_has_no_classes(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = random_net("vgg11")
+    source, features = (
+        str(tmp_path / "net.safetensors"),
+        str(tmp_path / "f.safetensors"),
+    )
+    conversion.convert(net, source)
+    assert cli.main(["convert", source, features, "--features-only"]) == 0
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    assert vgg_flax.load(features)(images).shape == (2, 32)
+    assert cli.main(["describe", features]) == 0
+    assert cli.main(["predict", features, __file__]) == 1
+    assert "features only" in capsys.readouterr().err
+
+
+def test_mistyped_paths_do_not_go_to_the_hub(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(WeightsError, match="no such file or folder"):
+        vgg_flax.load(tmp_path / "defualt")

@@ -1,0 +1,652 @@
+"""Foreign tensors -> variables: names, axes, pixels, and one list of what is wrong."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import golden
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from vgg_flax.model import VARIANTS, VGG
+from vgg_flax.weights import WeightsError
+from vgg_flax.weights.lineages import layouts, mapping, recognition
+from vgg_flax.weights.lineages import metadata as metadata_lib
+
+# Index of each convolution in torchvision's `features`, read off its own modules.
+TORCHVISION_INDICES = {
+    "vgg11": (0, 3, 6, 8, 11, 13, 16, 18),
+    "vgg11_bn": (0, 4, 8, 11, 15, 18, 22, 25),
+    "vgg13": (0, 2, 5, 7, 10, 12, 15, 17, 20, 22),
+    "vgg13_bn": (0, 3, 7, 10, 14, 17, 21, 24, 28, 31),
+    "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+    "vgg16_bn": (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40),
+    "vgg19": (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34),
+    "vgg19_bn": (0, 3, 7, 10, 14, 17, 20, 23, 27, 30, 33, 36, 40, 43, 46, 49),
+}
+WIDTHS = (4, 8, 16, 32, 32)  # a sixteenth
+CLASSES, FC, WINDOW = 10, 12, 2
+
+
+def random(*shape: int, seed: list[int]) -> np.ndarray:
+    """He-scaled for kernels, so that signals neither die nor explode."""
+    fan_in = max(1, int(np.prod(shape[1:])))
+    deviation = np.sqrt(2 / fan_in) if len(shape) > 1 else 0.3
+    seed[0] += 1
+    noise = np.random.default_rng(seed[0]).normal(0, deviation, shape)
+    return noise.astype(np.float32)
+
+
+def torchvision_tensors(variant: str = "vgg16", seed: int = 0) -> dict[str, np.ndarray]:
+    """A tiny net as torchvision would save it, window 2 and 12 units in fc6 and fc7."""
+    counter, tensors, channels = [seed * 1000], {}, 3
+    widths = [
+        w for w, s in zip(WIDTHS, VARIANTS[variant].stages, strict=True) for _ in s
+    ]
+    for index, width in zip(TORCHVISION_INDICES[variant], widths, strict=True):
+        name = f"features.{index}"
+        tensors[f"{name}.weight"] = random(width, channels, 3, 3, seed=counter)
+        tensors[f"{name}.bias"] = random(width, seed=counter)
+        if variant.endswith("_bn"):
+            name = f"features.{index + 1}"
+            tensors[f"{name}.weight"] = 1 + random(width, seed=counter)
+            tensors[f"{name}.bias"] = random(width, seed=counter)
+            tensors[f"{name}.running_mean"] = random(width, seed=counter)
+            tensors[f"{name}.running_var"] = 1 + random(width, seed=counter) ** 2
+            tensors[f"{name}.num_batches_tracked"] = np.int64(7)
+        channels = width
+    for index, (out, inputs) in {
+        0: (FC, channels * WINDOW**2),
+        3: (FC, FC),
+        6: (CLASSES, FC),
+    }.items():
+        tensors[f"classifier.{index}.weight"] = random(out, inputs, seed=counter)
+        tensors[f"classifier.{index}.bias"] = random(out, seed=counter)
+    return tensors
+
+
+def numpy_forward(tensors: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """VGG in NumPy, in torchvision's order: `[B, 3, H, W]` -> logits."""
+    x = images.astype(np.float64)
+    convolutions = [n for n, t in tensors.items() if t.ndim == 4]
+    for i, name in enumerate(convolutions):
+        kernel, height, width = tensors[name], *x.shape[2:]
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        x = tensors[name.replace("weight", "bias")].reshape(1, -1, 1, 1) + sum(
+            np.einsum(
+                "bihw,oi->bohw",
+                padded[:, :, r : r + height, c : c + width],
+                kernel[:, :, r, c],
+            )
+            for r in range(3)
+            for c in range(3)
+        )
+        index = int(name.split(".")[1])
+        norm = f"features.{index + 1}."
+        if norm + "running_mean" in tensors:
+            mean, var, scale, bias = (
+                tensors[norm + leaf].reshape(1, -1, 1, 1)
+                for leaf in ("running_mean", "running_var", "weight", "bias")
+            )
+            x = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+            index += 1
+        x = np.maximum(x, 0)
+        after = [int(n.split(".")[1]) for n in convolutions[i + 1 : i + 2]]
+        if not after or after[0] == index + 3:  # a ReLU and a pool lie between
+            b, c, h, w = x.shape
+            x = x.reshape(b, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+    x = x.reshape(len(x), -1)
+    for index in (0, 3, 6):
+        x = x @ tensors[f"classifier.{index}.weight"].T
+        x = x + tensors[f"classifier.{index}.bias"]
+        x = np.maximum(x, 0) if index < 6 else x
+    return x
+
+
+def photos() -> np.ndarray:
+    """uint8 `[2, 64, 64, 3]`."""
+    rng = np.random.default_rng(5)
+    return rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+
+
+def logits(weights: mapping.Weights, images: np.ndarray) -> np.ndarray:
+    normalized = weights.preprocessing.normalize(images)
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(weights.model.apply(weights.variables, normalized))
+
+
+@pytest.mark.parametrize("variant", TORCHVISION_INDICES)
+def test_torchvisions_names_and_axes(variant: str) -> None:
+    tensors = torchvision_tensors(variant)
+    weights = mapping.to_weights(tensors)
+    assert weights.model.variant == variant
+    mean = np.array([0.485, 0.456, 0.406])
+    std = np.array([0.229, 0.224, 0.225])
+    x = ((photos() / 255 - mean) / std).transpose(0, 3, 1, 2)
+    expected = numpy_forward(tensors, x)
+    found = logits(weights, photos())
+    assert np.ptp(expected[0] - expected[1]) > 0.1  # photos tell nets apart
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod."])
+def test_the_old_classifier_indices_and_the_wrappers_prefixes(prefix: str) -> None:
+    tensors = torchvision_tensors()
+    renamed = {"0": "1", "3": "4", "6": "6"}
+    old = {
+        prefix + ".".join(["classifier", renamed[p[1]], p[2]])
+        if (p := name.split("."))[0] == "classifier"
+        else prefix + name: tensor
+        for name, tensor in tensors.items()
+    }
+    weights = mapping.to_weights(old)
+    assert weights.lineage == "torchvision before March 2017"
+    expected = logits(mapping.to_weights(tensors), photos())
+    np.testing.assert_array_equal(logits(weights, photos()), expected)
+
+
+def test_two_tensors_of_one_name_but_for_a_wrapper_are_listed() -> None:
+    tensors = torchvision_tensors()
+    name = "features.0.weight"
+    message = listed({**tensors, f"model.{name}": tensors[name]})
+    assert f"{name}: missing" in message
+    assert f"{name}: unexpected; model.{name}: unexpected" in message
+
+
+def keras_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same net as Keras would save it: HWIO, blue first, fc6 flattened HWC."""
+    keras = {}
+    convolutions = [n for n in tensors if n.startswith("features") and "weight" in n]
+    stages = VARIANTS["vgg16"].stages
+    names = [
+        f"block{s + 1}_conv{c + 1}" for s in range(5) for c in range(len(stages[s]))
+    ]
+    for theirs, name in zip(convolutions, names, strict=True):
+        kernel = tensors[theirs].transpose(2, 3, 1, 0)
+        if name == "block1_conv1":
+            kernel = kernel[:, :, ::-1]
+        keras[f"{name}/{name}_W_1:0"] = kernel
+        keras[f"{name}/{name}_b_1:0"] = tensors[theirs.replace("weight", "bias")]
+    fc6 = tensors["classifier.0.weight"].reshape(FC, -1, WINDOW, WINDOW)
+    keras["fc1/fc1_W_1:0"] = fc6.transpose(2, 3, 1, 0).reshape(-1, FC)
+    keras["fc1/fc1_b_1:0"] = tensors["classifier.0.bias"]
+    for theirs, name in ((3, "fc2"), (6, "predictions")):
+        keras[f"{name}/{name}_W_1:0"] = tensors[f"classifier.{theirs}.weight"].T
+        keras[f"{name}/{name}_b_1:0"] = tensors[f"classifier.{theirs}.bias"]
+    return keras
+
+
+def test_kerass_names_axes_and_pixels() -> None:
+    tensors = torchvision_tensors()
+    mean = np.array([123.68, 116.779, 103.939])
+    x = (photos().astype(np.float64) - mean).transpose(0, 3, 1, 2)
+    expected = numpy_forward(tensors, x)
+    for rename in (
+        str,
+        lambda n: n.replace("_W_1", "/kernel").replace("_b_1", "/bias"),
+    ):
+        named = {rename(n): t for n, t in keras_tensors(tensors).items()}
+        weights = mapping.to_weights(named)
+        assert weights.lineage == "Keras applications"
+        assert weights.model.fc6_window == WINDOW
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(
+            logits(weights, photos()) / scale, expected / scale, atol=1e-5
+        )
+
+
+# Where vgg16's convolutions stand among mmpretrain's ConvModules and pools.
+MMPRETRAIN_INDICES = (0, 1, 3, 4, 6, 7, 8, 10, 11, 12, 14, 15, 16)
+VGG16_LAYERS = [
+    f"{stage}_{number}"
+    for stage, count in enumerate((2, 2, 3, 3, 3), start=1)
+    for number in range(1, count + 1)
+]
+
+
+def convolution_of(name: str) -> int:
+    """Which one, from 0, a vgg16_bn tensor of torchvision's belongs to."""
+    index = int(name.split(".")[1])
+    places = TORCHVISION_INDICES["vgg16_bn"]
+    return places.index(index if index in places else index - 1)
+
+
+def test_mmpretrains_names() -> None:
+    tensors = torchvision_tensors("vgg16_bn")
+    theirs = {}
+    for name, tensor in tensors.items():
+        part, index, leaf = name.split(".")
+        if part == "features":
+            kind = "conv" if int(index) in TORCHVISION_INDICES["vgg16_bn"] else "bn"
+            index = f"{MMPRETRAIN_INDICES[convolution_of(name)]}.{kind}"
+        theirs[f"backbone.{part}.{index}.{leaf}"] = tensor
+    weights = mapping.to_weights(theirs)
+    assert (weights.lineage, weights.preprocessing.resize) == ("mmpretrain", "cv2")
+    expected = logits(mapping.to_weights(tensors), photos())
+    np.testing.assert_array_equal(logits(weights, photos()), expected)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_caffes_blobs_of_the_first_version_too(legacy: bool) -> None:
+    tensors = torchvision_tensors()
+    names = [f"conv{layer}" for layer in VGG16_LAYERS] + ["fc6", "fc7", "fc8"]
+    blobs = {}
+    for i, tensor in enumerate(tensors.values()):
+        if i == 0:
+            tensor = tensor[:, ::-1]  # blue first
+        if legacy:  # every blob in 4-D
+            tensor = tensor.reshape((1,) * (4 - tensor.ndim) + tensor.shape)
+        blobs[f"{names[i // 2]}/{i % 2}"] = tensor
+    weights = mapping.to_weights(blobs)
+    assert (weights.lineage, weights.preprocessing) == ("Caffe", layouts.CAFFE)
+    as_caffe = mapping.to_weights(tensors, sha256="d01eb7cb" + "0" * 56)
+    unturned = logits(as_caffe, photos())  # torchvision's names, Caffe's pixels
+    flipped = {**tensors, "features.0.weight": tensors["features.0.weight"][:, ::-1]}
+    expected = logits(
+        mapping.to_weights(flipped, sha256="d01eb7cb" + "0" * 56), photos()
+    )
+    np.testing.assert_array_equal(logits(weights, photos()), expected)
+    assert np.abs(unturned - expected).max() > 0  # the channels' order matters
+
+
+def test_flaxmodels_axes() -> None:
+    tensors = torchvision_tensors()
+    names = [f"conv{layer}" for layer in VGG16_LAYERS] + ["fc6", "fc7", "fc8"]
+    theirs = {}
+    for i, tensor in enumerate(tensors.values()):
+        if tensor.ndim == 4:
+            tensor = tensor.transpose(2, 3, 1, 0)
+        elif tensor.ndim == 2:
+            tensor = tensor.T  # its forward pass flattens C, H, W as torch's does
+        theirs[f"{names[i // 2]}/{('weight', 'bias')[i % 2]}"] = tensor
+    weights = mapping.to_weights(theirs)
+    assert weights.lineage == "flaxmodels"
+    expected = logits(mapping.to_weights(tensors), photos())
+    np.testing.assert_array_equal(logits(weights, photos()), expected)
+
+
+def told(net: VGG, **changes: object) -> dict[str, object]:
+    """What a file of ours says of `net`."""
+    preprocessing = {"mean": [0.5] * 3, "std": [1.0] * 3, "test_scale": 96}
+    return {
+        "model": net.settings,
+        "preprocessing": {**preprocessing, "crop_size": 96},
+        "class_names": ["a"],
+        "train_scale": [256, 512],
+        **changes,
+    }
+
+
+ROUND_TRIPS = [
+    (layout.name, variant)
+    for layout in layouts.LAYOUTS
+    for variant in ("vgg11", "vgg16_1x1", "vgg19_bn")
+    if layout.norm or not variant.endswith("_bn")
+]
+
+
+def drawn(net: VGG) -> Any:
+    """Variables of `net` from NumPy; statistics above zero."""
+    images = np.zeros((1, net.smallest_image, net.smallest_image, 3), np.float32)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(net.init, jax.random.key(0), images))
+    rng = np.random.default_rng(0)
+    return tree.unflatten(
+        [np.abs(rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
+    )
+
+
+@pytest.mark.parametrize(("lineage", "variant"), ROUND_TRIPS)
+def test_out_and_back_is_bit_equal(lineage: str, variant: str) -> None:
+    net = VGG(
+        variant, num_classes=7, width_multiplier=1 / 16, fc_widths=(6, 5), fc6_window=3
+    )
+    variables = drawn(net)
+    layout = layouts.BY_NAME[lineage]
+    bgr = variant == "vgg11"
+    tensors = mapping.to_tensors(variables, net, layout, bgr=bgr)
+    metadata = metadata_lib.write(told(net), bgr=bgr)
+    again = mapping.to_weights(tensors, metadata=metadata)
+    assert again.model == net
+    assert again.lineage == lineage
+    jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
+
+
+def listed(tensors: dict[str, np.ndarray], **options: Any) -> str:
+    with pytest.raises(WeightsError) as caught:
+        mapping.to_weights(tensors, **options)
+    return str(caught.value)
+
+
+def test_one_error_lists_every_missing_and_unexpected_tensor() -> None:
+    tensors = torchvision_tensors()
+    del tensors["features.28.bias"], tensors["classifier.6.weight"]
+    tensors["features.99.weight"] = np.zeros(3)
+    message = listed(tensors)
+    for part in (
+        "features.28.bias: missing",
+        "classifier.6.weight: missing",
+        "features.99.weight: unexpected",
+    ):
+        assert part in message
+
+
+def test_one_error_lists_every_misshapen_and_non_finite_tensor() -> None:
+    tensors = torchvision_tensors()
+    tensors["features.5.weight"] = tensors["features.5.weight"][:, :2]
+    tensors["features.7.bias"][3] = np.nan
+    tensors["classifier.3.weight"][0, 0] = -np.inf
+    message = listed(tensors)
+    assert "features.5.weight: (8, 2, 3, 3)" in message
+    assert "features.7.bias: not finite" in message
+    assert "classifier.3.weight: not finite" in message
+
+
+CAUSES: dict[str, tuple[Callable[[], dict[str, np.ndarray]], dict[str, str], str]] = {
+    "features only": (
+        lambda: {k: t for k, t in torchvision_tensors().items() if "feat" in k},
+        {},
+        "include_top=False",
+    ),
+    "NaN top": (
+        lambda: {
+            k: t if "feat" in k else np.full_like(t, np.nan)
+            for k, t in torchvision_tensors().items()
+        },
+        {},
+        "include_top=False",
+    ),
+    "BN file for a net without": (
+        lambda: torchvision_tensors("vgg16_bn"),
+        {"variant": "vgg16"},
+        "By its names the file is a vgg16_bn",
+    ),
+    "th-ordered kernels": (
+        lambda: {
+            k: t.transpose(3, 2, 0, 1) if t.ndim == 4 else t
+            for k, t in keras_tensors(torchvision_tensors()).items()
+        },
+        {},
+        "Theano",
+    ),
+    "of something else": (
+        lambda: {"layer1.0.conv1.weight": np.zeros((3, 3))},
+        {},
+        "no lineage of VGG",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_errors_name_the_likely_cause(case: str) -> None:
+    tensors, options, cause = CAUSES[case]
+    assert cause in listed(tensors(), **options)
+
+
+def test_include_top_and_num_classes() -> None:
+    tensors = torchvision_tensors()
+    without = mapping.to_weights(tensors, include_top=False)
+    whole = mapping.to_weights(tensors)
+    assert not {"fc6", "fc7", "fc8"} & set(without.variables["params"])
+    features = logits(without, photos())
+    assert features.shape == (2, WIDTHS[-1])
+    _, taps = whole.model.apply(
+        whole.variables,
+        whole.preprocessing.normalize(photos()),
+        mutable="intermediates",
+    )
+    pool5 = np.asarray(taps["intermediates"]["pool5"])
+    np.testing.assert_allclose(features, pool5.mean(axis=(1, 2)), rtol=1e-5)
+
+    fewer = mapping.to_weights(tensors, num_classes=3)
+    assert logits(fewer, photos()).shape == (2, 3)
+    flat = {
+        name: traverse_util.flatten_dict(dict(w.variables["params"]), sep="/")
+        for name, w in (("fewer", fewer), ("whole", whole))
+    }
+    for path in flat["whole"]:
+        if not path.startswith("fc8"):
+            np.testing.assert_array_equal(flat["fewer"][path], flat["whole"][path])
+    assert np.std(flat["fewer"]["fc8/kernel"]) > 0
+    assert not np.any(flat["fewer"]["fc8/bias"])
+
+
+def test_the_lrn_net_has_the_names_of_a() -> None:
+    weights = mapping.to_weights(torchvision_tensors("vgg11"), variant="A-LRN")
+    assert weights.model.variant == "vgg11_lrn"
+
+
+def test_pixels_that_names_cannot_tell() -> None:
+    tensors = torchvision_tensors()
+    known = mapping.to_weights(tensors, sha256="00b39a1b" + "0" * 56)
+    assert known.preprocessing == layouts.CAFFE
+    plain = mapping.to_weights(tensors)
+    assert plain.preprocessing == layouts.TORCHVISION
+    flipped = np.asarray(known.variables["params"]["conv1_1"]["kernel"])
+    kernel = np.asarray(plain.variables["params"]["conv1_1"]["kernel"])
+    np.testing.assert_array_equal(flipped, kernel[:, :, ::-1])
+
+    small = {**tensors, "features.0.weight": tensors["features.0.weight"] / 255}
+    assert "--preprocessing" in listed(small)
+    assert mapping.to_weights(small, preprocessing="caffe").preprocessing.std[0] < 0.01
+    assert "known: torchvision" in listed(tensors, preprocessing="imagenet")
+
+    net = VGG("vgg11", width_multiplier=1 / 16, fc6_window=1, fc_widths=(4, 4))
+    variables = drawn(net)
+    keras3 = mapping.to_tensors(variables, net, layouts.BY_NAME["Keras 3"], bgr=False)
+    assert mapping.to_weights(keras3).preprocessing == layouts.CAFFE
+    no_top = {k: t for k, t in keras3.items() if "dense" not in k}
+    assert "KerasHub" in listed(no_top, include_top=False)
+    told = mapping.to_weights(no_top, include_top=False, preprocessing="torchvision")
+    assert told.preprocessing == layouts.TORCHVISION
+
+
+def test_the_nan_topped_file_loads_its_features_with_its_own_pixels() -> None:
+    tensors = torchvision_tensors()
+    for name in tensors:
+        if name.startswith("classifier"):
+            tensors[name] = np.full_like(tensors[name], np.nan)
+    weights = mapping.to_weights(tensors, include_top=False)
+    assert weights.preprocessing.mean == (0.48235, 0.45882, 0.40784)
+    assert weights.preprocessing.std == (1 / 255,) * 3
+
+
+def test_dtypes() -> None:
+    half = {k: np.asarray(t, np.float16) for k, t in torchvision_tensors().items()}
+    leaves = jax.tree.leaves(mapping.to_weights(half).variables)
+    assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
+    cast = mapping.to_weights(half, dtype="bfloat16")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(cast.variables)} == {"bfloat16"}
+    assert logits(cast, photos()).dtype == np.float32
+
+
+SIZES = {"test_scale": 9, "crop_size": 9}
+DAMAGED = [
+    {"model": {"variant": "resnet"}},
+    {"model": 5},
+    {"preprocessing": {"mean": [0.5]}},
+    {"preprocessing": {"mean": [0.5] * 3, "std": [0] * 3} | SIZES},
+    {"class_names": 5},
+    {"train_scale": []},
+    {"train_scale": 7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", DAMAGED, ids=str)
+def test_damaged_metadata_of_ours_is_an_error(changes: dict[str, object]) -> None:
+    net = VGG("vgg16", width_multiplier=1 / 16)
+    metadata = metadata_lib.write(told(net, **changes), bgr=False)
+    assert "metadata 'vgg_flax' of the file is damaged" in listed(
+        torchvision_tensors(), metadata=metadata
+    )
+    assert "damaged" in listed(torchvision_tensors(), metadata={"vgg_flax": "{"})
+
+
+SMALL = {"width_multiplier": 1 / 16, "fc6_window": 1, "fc_widths": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"variant": "vgg11_lrn"},
+        {"variant": "vgg11", "pooling": "average"},
+        {"variant": "vgg11", "width_multiplier": 0.03},
+        {"variant": "vgg11", "head": "none"},
+    ],
+    ids=str,
+)
+def test_our_metadata_says_what_names_cannot(fields: dict[str, Any]) -> None:
+    net = VGG(**{**SMALL, **fields})
+    variables = drawn(net)
+    layout = layouts.BY_NAME["torchvision"]
+    tensors = mapping.to_tensors(variables, net, layout, bgr=False)
+    metadata = metadata_lib.write(told(net), bgr=False)
+    assert mapping.to_weights(tensors, metadata=metadata).model == net
+
+
+def test_a_float64_net_of_ours_comes_back_with_all_its_digits() -> None:
+    program = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from conftest import random_net
+from vgg_flax import net
+from vgg_flax.weights.lineages import layouts, mapping, metadata
+ours = random_net("vgg11", dtype="float64")
+layout = layouts.BY_NAME["torchvision"]
+tensors = mapping.to_tensors(ours.variables, ours.model, layout, bgr=False)
+said = metadata.write(net.meta_of(ours), bgr=False)
+again = mapping.to_weights(tensors, metadata=said)
+jax.tree.map(np.testing.assert_array_equal, again.variables, ours.variables)
+assert {leaf.dtype for leaf in jax.tree.leaves(again.variables)} == {np.dtype("f8")}
+"""
+    path = os.pathsep.join(sys.path)
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def test_numbers_that_the_dtype_or_batch_norm_cannot_have() -> None:
+    tensors = torchvision_tensors("vgg11_bn")
+    large = {k: np.asarray(t, np.float64) for k, t in tensors.items()}
+    large["features.4.bias"][0] = 1e200
+    assert "features.4.bias: not finite as float32" in listed(large)
+    tensors["features.4.bias"][0] = 1e6
+    mapping.to_weights(tensors)
+    assert "not finite as float16" in listed(tensors, dtype="float16")
+    tensors["features.5.running_var"][1] = -1
+    assert "features.5.running_var: a variance below zero" in listed(tensors)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_])
+def test_quantised_weights_are_not_taken_for_real_ones(dtype: Any) -> None:
+    tensors, name = torchvision_tensors("vgg11"), "features.3.weight"
+    tensors[name] = (50 * tensors[name]).astype(dtype)
+    assert f"{name}: {np.dtype(dtype)}, expected floats" in listed(tensors)
+
+
+def test_grey_nets_do_not_get_colour_pixels() -> None:
+    tensors = torchvision_tensors("vgg11")
+    tensors["features.0.weight"] = tensors["features.0.weight"][:, :1]
+    assert "takes 1 channel(s)" in listed(tensors)
+
+
+@pytest.mark.parametrize("blue_first", [True, False])
+@pytest.mark.parametrize(
+    ("variant", "biases", "ends"),
+    [  # printed by people who had the authors' caffemodels or matconvnet's copies
+        (
+            "vgg16",
+            "0.734 0.093 0.068 0.886 0.26 0.664 -0.016 0.325",
+            (0.429, 0.48),
+        ),
+        (
+            "vgg19",
+            "0.73 0.065 0.034 0.826 0.258 0.549 -0.012 0.348",
+            (0.341, 0.394),
+        ),
+    ],
+)
+def test_the_authors_nets_saved_again_keep_their_pixels(
+    variant: str, biases: str, ends: tuple[float, float], blue_first: bool
+) -> None:
+    tensors = torchvision_tensors(variant)
+    kernel = random(10, 3, 3, 3, seed=[0])
+    blue, red = ends
+    kernel[0, :, 0, 0] = (blue, 0, red) if blue_first else (red, 0, blue)
+    tensors["features.0.weight"] = kernel
+    tensors["features.0.bias"] = np.array(biases.split(), np.float32)
+    tensors["features.2.weight"] = random(4, 10, 3, 3, seed=[1])
+
+    def pixels(**changes: np.ndarray) -> layouts.Pixels:
+        changed = tensors | {f"features.0.{k}": v for k, v in changes.items()}
+        match = recognition.recognise(changed)
+        return recognition.find_pixels(match, changed, "", None, None)
+
+    assert pixels() == layouts.Pixels(layouts.CAFFE, bgr=blue_first)
+    rounded = {"weight": kernel.astype(np.float16), "bias": tensors["features.0.bias"]}
+    rounded["bias"] = (rounded["bias"] + 0.01).astype(np.float16)
+    assert pixels(**rounded).preprocessing == layouts.CAFFE
+    others = tensors["features.0.bias"][::-1]
+    assert pixels(bias=others) == layouts.PIXELS["torchvision"]
+    assert pixels(bias=others * np.nan) == layouts.PIXELS["torchvision"]
+
+
+def full_size_shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """What torchvision's `state_dict` holds, without the step counters."""
+    widths = (64, 128, 256, 512, 512)
+    stages = VARIANTS[variant].stages
+    widths_in_order = [w for w, s in zip(widths, stages, strict=True) for _ in s]
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
+    for index, width in zip(TORCHVISION_INDICES[variant], widths_in_order, strict=True):
+        shapes[f"features.{index}.weight"] = (width, channels, 3, 3)
+        shapes[f"features.{index}.bias"] = (width,)
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"features.{index + 1}.{leaf}"] = (width,)
+        channels = width
+    for index, shape in ((0, (4096, 25088)), (3, (4096, 4096)), (6, (1000, 4096))):
+        shapes[f"classifier.{index}.weight"] = shape
+        shapes[f"classifier.{index}.bias"] = shape[:1]
+    return shapes
+
+
+def full_size_keras_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
+    for stage, (count, width) in enumerate(
+        zip((2, 2, 3, 3, 3), (64, 128, 256, 512, 512), strict=True), start=1
+    ):
+        for number in range(1, count + 1):
+            shapes[f"block{stage}_conv{number}/kernel"] = (3, 3, channels, width)
+            shapes[f"block{stage}_conv{number}/bias"] = (width,)
+            channels = width
+    for name, shape in (
+        ("fc1", (25088, 4096)), ("fc2", (4096, 4096)), ("predictions", (4096, 1000))
+    ):  # fmt: skip
+        shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = shape, shape[1:]
+    return shapes
+
+
+@pytest.mark.parametrize("peer", ["vgg11_bn", "VGG16"])
+def test_golden_logits_of_the_peers(peer: str) -> None:
+    if peer == "VGG16":
+        tensors = golden.keras_tensors(full_size_keras_shapes())
+        tensors = {
+            f"{name.split('/')[0]}/{name}:0": tensor for name, tensor in tensors.items()
+        }
+    else:
+        tensors = golden.torchvision_tensors(full_size_shapes(peer))
+    weights = mapping.to_weights(tensors)
+    del tensors
+    views = [weights.preprocessing.test_view(np.asarray(p)) for p in golden.photos()]
+    expected = np.load(golden.LOGITS)[peer]
+    found = logits(weights, np.stack(views))
+    spread = np.abs(expected - expected.mean(axis=0)).max()
+    assert np.abs(found - expected).max() <= 1e-3 * spread
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.argsort(-ours)[:5], np.argsort(-theirs)[:5])

@@ -1,0 +1,311 @@
+"""PyTorch's files: what torch saves, and pickles that want more than tensors."""
+
+import builtins
+import io
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+from weight_files import DATA, TORCH_ARRAYS, assert_equal, little_memory, refusal
+
+from vgg_flax.weights.containers import formats
+
+# torch itself
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_torch_saves_and_we_read(is_zip: bool, protocol: int, tmp_path: pathlib.Path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2)
+    )
+    state = net.state_dict()
+    expected = {name: tensor.numpy() for name, tensor in state.items()}
+    by_name = dict(net.named_parameters())
+    for i, (value, arrays) in enumerate(
+        [
+            (state, expected),
+            (dict(state), expected),
+            ({"model": state, "args": ("a", 1, {"b": [2.0]})}, expected),
+            (by_name, {name: expected[name] for name in by_name}),
+        ]
+    ):
+        path = tmp_path / f"{i}.pth"
+        torch.save(
+            value,
+            path,
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=is_zip,
+        )
+        found = formats.read(path)
+        assert_equal(found.tensors, arrays)
+        assert found.format == ("torch_zip" if is_zip else "torch_legacy")
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_what_is_no_state_dict_says_so(is_zip: bool, tmp_path: pathlib.Path):
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Linear(2, 3)
+    state, path = net.state_dict(), tmp_path / "x.pth"
+    for value, words in [
+        (net, "torch.nn.modules.linear.Linear"),
+        ([state], "holds a list"),
+        (net.weight, "not a dict of tensors"),
+        ({"epoch": 1}, "holds no tensors"),
+        ({"net": state, "ema": state}, "several dicts of tensors, ['ema', 'net']"),
+        ({"net": state, "device": torch.device("cpu")}, "torch.device"),
+    ]:
+        torch.save(value, path, _use_new_zipfile_serialization=is_zip)
+        assert words in refusal(path)
+
+
+# Pickles by hand
+
+
+def tensor_pickle(
+    shape: tuple[int, ...] = (2, 3),
+    strides: tuple[int, ...] = (3, 1),
+    offset: int = 0,
+    total: int = 6,
+    storage: bytes = b"FloatStorage",
+    prefix: bytes = b"",
+) -> bytes:
+    """{"weight": tensor} in an OrderedDict as Python 2 pickled it, by its items."""
+
+    def integers(*values: int) -> bytes:
+        return b"".join(b"J" + struct.pack("<i", value) for value in values)
+
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor\n((U\x07storagectorch\n" + storage + b"\n"
+        b"U\x011U\x03cpu" + integers(total) + b"NtQ" + integers(offset) + b"("
+        b"" + integers(*shape) + b"t(" + integers(*strides) + b"ttR"
+    )
+    items = b"](](U\x06weight" + tensor + b"ee"
+    return b"\x80\x02" + prefix + b"ccollections\nOrderedDict\n" + items + b"\x85R."
+
+
+def zip_file(content: bytes, storage: bytes = bytes(24), **entries: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/data/1", storage)
+        for name, entry in entries.items():
+            archive.writestr(f"archive/{name}", entry)
+    return stream.getvalue()
+
+
+def legacy_file(content: bytes, storage: bytes = bytes(24)) -> bytes:
+    head = (DATA / "state_dict_legacy.pth").read_bytes()
+    stream = io.BytesIO(head)
+    for _ in range(3):  # magic number, version, system: numbers and strings only
+        pickle.load(stream)
+    keys = pickle.dumps(["1"], 2)
+    count = struct.pack("<q", len(storage) // 4)
+    return head[: stream.tell()] + content + keys + count + storage
+
+
+FILES = {"zip": zip_file, "legacy": legacy_file}
+both_files = pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+
+
+@both_files
+def test_a_state_dict_of_python_2(file: Any, tmp_path: pathlib.Path):
+    path = tmp_path / "vgg.pth"
+    array = np.arange(6, dtype=np.float32)
+    path.write_bytes(file(tensor_pickle(), array.tobytes()))
+    assert_equal(formats.read(path).tensors, {"weight": array.reshape(2, 3)})
+    path.write_bytes(file(tensor_pickle((2,), (3,), offset=1), array.tobytes()))
+    assert_equal(formats.read(path).tensors, {"weight": array[[1, 4]]})
+
+
+@both_files
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"offset": 1},
+        {"offset": -1},
+        {"offset": 2**31 - 1},
+        {"strides": (4, 1)},
+        {"strides": (-3, 1)},
+        {"strides": (3,)},
+        {"strides": (0, 0), "shape": (3000, 3000)},  # nine million of six elements
+        {"strides": (0, 0), "shape": (2**31 - 1, 2**31 - 1)},
+        {"shape": (3, 3)},
+        {"shape": (-2, -3)},
+        {"shape": (0, -1)},
+        {"shape": (0, 2**31 - 1), "offset": 7},
+        {"total": 7},
+        {"total": -1},
+        {"storage": b"DoubleStorage"},
+        {"storage": b"ComplexFloatStorage"},
+    ],
+    ids=str,
+)
+def test_a_tensor_outside_its_storage(file: Any, wrong: Any, tmp_path: pathlib.Path):
+    refusal(tmp_path / "x.pth", file(tensor_pickle(**wrong)))
+
+
+class Call:
+    """Pickles as `function(*args)`."""
+
+    def __init__(self, function: Any, *args: Any):
+        self._call = function, args
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+@both_files
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_pickle_that_runs_code_runs_nothing(
+    file: Any, protocol: int, inside: bool, tmp_path: pathlib.Path
+):
+    marker = tmp_path / "marker"
+    module = {2: "__builtin__", 4: "builtins"}[protocol]  # 2 spells it as Python 2
+    for call, name in [
+        (Call(os.system, f"touch {marker}"), "posix.system"),
+        (Call(os.mkdir, str(marker)), "posix.mkdir"),
+        (Call(builtins.eval, f"open({str(marker)!r}, 'w').close()"), f"{module}.eval"),
+    ]:
+        value = {"state_dict": {}, "epoch": call} if inside else call
+        content = pickle.dumps(value, protocol)
+        message = refusal(tmp_path / "x.pth", file(content))
+        assert f"asks for {name}," in message and "nothing of it was run" in message
+        assert not marker.exists()
+        pickle.loads(content)  # the machine that is not ours runs it
+        assert marker.exists()
+        marker.rmdir() if marker.is_dir() else marker.unlink()
+
+
+HOSTILE = {  # instructions before the dict, and words of the refusal
+    b"ctorch._utils\n_rebuild_tensor\n}U\x01aK\x01sb0": "takes none",  # BUILD
+    b"ccollections\nOrderedDict\n)\x81}U\x01aK\x01sb0": "instruction NEWOBJ",
+    b"\x82\x01": "instruction EXT1",
+    b"\x96\xff\xff\xff\xff\xff\x00\x00\x00": "instruction BYTEARRAY8",  # a terabyte
+    b"\x8f0": "instruction EMPTY_SET",
+    b"\xff": "instruction 0xff",
+    b"Papers\n": "instruction PERSID",
+    # Hashing a tuple in a tuple, a million times over, overflows C's stack.
+    b"})" + b"\x85" * 1000 + b"Ns0": "key is a tuple",
+    b"}(" + b")" + b"\x85" * 1000 + b"Nu0": "key is a tuple",
+    b"ccollections\nOrderedDict\n](])\x85ae\x85R0": "cannot be read",
+    b"\x8c\xff": "cannot be read",
+    b"h\x63": "cannot be read",  # a memo entry that nothing put there
+    b"\x80\x63": "unsupported pickle protocol",
+    b"I" + b"9" * 5000 + b"\n0": "cannot be read",
+    b"K\x01r\xff\xff\xff\x7f0": "",  # an index that C's machine takes 32 GB for
+    b"](" * 50_000 + b"1" * 50_000 + b"0": "",
+}
+
+
+@both_files
+@pytest.mark.parametrize("prefix", HOSTILE, ids=lambda prefix: repr(prefix[:12]))
+def test_a_hostile_pickle_is_refused_or_harmless(
+    file: Any, prefix: bytes, tmp_path: pathlib.Path
+):
+    path = tmp_path / "x.pth"
+    path.write_bytes(file(tensor_pickle(prefix=prefix)))
+    if HOSTILE[prefix]:
+        assert HOSTILE[prefix] in refusal(path)
+    else:
+        expected = {"weight": np.zeros((2, 3), np.float32)}
+        assert_equal(formats.read(path).tensors, expected)
+
+
+def test_other_zip_archives_say_what_they_hold(tmp_path: pathlib.Path):
+    path = tmp_path / "x.pth"
+    with path.open("wb") as stream:
+        np.savez(stream, kernel=np.ones(3))
+    assert "kernel.npy" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.weights.h5", b"x")
+    assert "model.weights.h5; if" in refusal(path)
+    with zipfile.ZipFile(path, "w"):
+        pass
+    refusal(path)
+
+
+def test_big_endian_is_refused(tmp_path: pathlib.Path):
+    path = tmp_path / "x.pth"
+    content = zip_file(tensor_pickle(), byteorder=b"big")
+    assert "big-endian" in refusal(path, content)
+    content = legacy_file(tensor_pickle())
+    little = pickle.dumps({"little_endian": True}, 2)[2:-1]
+    assert b"little_endianq\x02\x88" in content, little
+    content = content.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89")
+    assert "big-endian" in refusal(path, content)
+
+
+def test_deflated_entries_are_read(tmp_path: pathlib.Path):
+    path = tmp_path / "x.pth"
+    with (
+        zipfile.ZipFile(DATA / "state_dict_zip.pth") as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
+    assert_equal(formats.read(path).tensors, TORCH_ARRAYS)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("archive/data.pkl", tensor_pickle())
+    refusal(path)
+
+
+def test_legacy_storages_are_those_of_the_pickle(tmp_path: pathlib.Path):
+    path, content = tmp_path / "x.pth", legacy_file(tensor_pickle())
+    assert "1 bytes follow" in refusal(path, content + b"x")
+    head, tail = content[:-32].removesuffix(pickle.dumps(["1"], 2)), content[-32:]
+    assert "1 are missing" in refusal(path, head + pickle.dumps([], 2) + tail)
+    assert "'2'" in refusal(path, head + pickle.dumps(["1", "2"], 2) + tail)
+    assert "7 elements" in refusal(path, content[:-32] + b"\x07" + content[-31:])
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: pathlib.Path):
+    path, count = tmp_path / "x.pth", 20 << 20
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        content = tensor_pickle((count,), (1,), total=count)
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/data/1", bytes(4 * count))
+    with little_memory():
+        assert "decompression bomb" in refusal(path)
+
+
+def test_tensors_that_repeat_the_same_bytes(tmp_path: pathlib.Path):
+    path, count = tmp_path / "x.pth", 1 << 20
+    tensor = tensor_pickle((count,), (1,), total=count)
+    first = tensor.index(b"(U\x06weight") + len(b"(U\x06weight")
+    last = tensor.index(b"ee\x85R.")
+    items = b"".join(
+        b"](U\x03%03d" % i + (b"h\x63" if i else tensor[first:last] + b"q\x63") + b"e"
+        for i in range(60)
+    )
+    content = b"\x80\x02ccollections\nOrderedDict\n](" + items + b"e\x85R."
+    path.write_bytes(zip_file(content, bytes(4 * count)))
+    with little_memory():
+        assert f"unfold to {60 * 4 * count}" in refusal(path)
+
+
+@pytest.mark.parametrize("stem", ["state_dict_zip", "checkpoint_zip"])
+def test_every_flipped_payload_bit_of_a_zip_is_caught(
+    stem: str, tmp_path: pathlib.Path
+):
+    content = (DATA / f"{stem}.pth").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = [i for i in archive.infolist() if "/data" in i.filename]
+    rng = np.random.default_rng(3)
+    for entry in entries:
+        name_size, extra_size = struct.unpack_from(
+            "<2H", content, entry.header_offset + 26
+        )
+        start = entry.header_offset + 30 + name_size + extra_size
+        for offset in rng.integers(entry.file_size, size=min(entry.file_size, 20)):
+            flipped = bytearray(content)
+            flipped[start + offset] ^= 1 << rng.integers(8)
+            assert "crc32" in refusal(tmp_path / "x.pth", bytes(flipped))

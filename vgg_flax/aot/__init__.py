@@ -1,0 +1,1 @@
+"""The steps compiled for TPUs that are not here."""

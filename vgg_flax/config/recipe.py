@@ -1,0 +1,85 @@
+"""A recipe and what the command line changes in it -> a config."""
+
+import re
+from collections.abc import Sequence
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from vgg_flax.config.serialization import flatten, unknown_key
+from vgg_flax.config.settings import Config
+from vgg_flax.errors import ConfigError
+
+
+def define_flag(
+    default: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    arguments: list[str] | None = None,
+) -> None:
+    """Defines `--config=FILE` and the `--config.NAME=VALUE` of every field.
+
+    Args:
+      default: of `--config`.
+      flag_values: where.
+      arguments: the command line that will be parsed, the program's name first;
+        None: that of this process.
+    """
+    config_flags.DEFINE_config_file(
+        "config",
+        default,
+        "a recipe: a Python file with get_config()",
+        flag_values=flag_values,
+        sys_argv=arguments,
+    )
+
+
+def check_names(arguments: Sequence[str]) -> None:
+    """Sees that the files and fields in `--config...` exist, before flags are parsed.
+
+    Raises:
+      ConfigError: naming the nearest field, or the file.
+    """
+    for argument in arguments:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match and match[1] not in flatten(Config()):
+            raise unknown_key(match[1])
+        match = re.match(r"--?config=(.*)", argument)
+        if match and not epath.Path(match[1]).is_file():
+            raise ConfigError(f"--config={match[1]}: there is no such file")
+
+
+def of_flags(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str, Config]:
+    """The recipe's path and its config, once the flags are parsed.
+
+    Raises:
+      ConfigError: the file is no recipe.
+    """
+    path = config_flags.get_config_filename(flag_values["config"])
+    settings = flag_values.config
+    if not isinstance(settings, Config):
+        raise ConfigError(
+            f"--config={path} is not a recipe; expected a Python file whose "
+            "get_config() returns a vgg_flax.config.Config"
+        )
+    return path, settings
+
+
+def read(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a recipe with `--config.NAME=VALUE` applied.
+
+    Raises:
+      ConfigError: no such file or field, or a value that does not fit.
+    """
+    arguments = [f"--config={path}", *overrides]
+    check_names(arguments)
+    command = ["recipe", *arguments]
+    values = flags.FlagValues()
+    define_flag(path, values, command)
+    try:
+        rest = values(command)[1:]
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    if rest:
+        raise ConfigError(f"{rest[0]}: expected --config.NAME=VALUE")
+    return of_flags(values)[1]

@@ -1,0 +1,19 @@
+"""Sources of labelled images: TFDS' data sets and our own digits, plain folders."""
+
+from typing import Any, Protocol
+
+from vgg_flax.errors import VGGFlaxError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of image files, in any case
+
+
+class DataError(VGGFlaxError):
+    """A data set, split, class count or image that does not fit the run."""
+
+
+class RandomAccess(Protocol):
+    """A fixed number of things, each to be had by its index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...

@@ -1,0 +1,211 @@
+"""TFDS -> Grain -> this process's batches of uint8 images, padded and masked.
+
+Every process sees its contiguous part of the same global batches, and which examples
+and which pixels a batch holds depends on the seed and the step alone.
+"""
+
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from vgg_flax.config import DataConfig
+from vgg_flax.data import DataError
+from vgg_flax.data.splits import Split
+from vgg_flax.images import augmentation, codec, preprocessing
+
+Batch = dict[str, Any]  # of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Which part of each global batch is this process's."""
+
+    process: int = 0
+    processes: int = 1
+
+    def local_size(self, global_size: int) -> int:
+        """Examples of a global batch that this process makes."""
+        return global_size // self.processes
+
+
+def train_batches(
+    config: DataConfig, split: Split, *, seed: int, start_step: int, shard: Shard
+) -> Iterator[Batch]:
+    """Endless training batches from `start_step` on: reshuffled at every epoch.
+
+    Yields:
+      `image` uint8 `[local, crop_size, crop_size, C]`, `label` int32 `[local]`,
+      `mask` bool `[local]` (False: undecodable and skipped), `index` int32
+      `[local]`, the place in the global batch, and, with `config.color_shift`,
+      `color_shift` float32 `[local, 3]`.
+    """
+    local = shard.local_size(config.batch_size)
+    index = np.arange(local, dtype=np.int32) + shard.process * local
+    dataset = (
+        grain.MapDataset.source(_Reshuffled(_Decoded(config, split), seed))
+        .seed(seed)
+        .random_map(_TrainView(config))
+        .batch(local)[shard.process :: shard.processes]
+        .map(lambda batch: {**batch, "index": index})
+    )
+    return _iterate(dataset[start_step:], config)
+
+
+def eval_batches(config: DataConfig, split: Split, *, shard: Shard) -> Iterator[Batch]:
+    """Each example of `split` once, in order, as the test view.
+
+    All batches are `config.eval_batch_size` long, over all processes; the last one
+    is padded with zeros whose `mask` is False. Yields `image`, `label` and `mask`.
+    """
+    local = shard.local_size(config.eval_batch_size)
+    steps = num_eval_steps(config, split)
+    dataset = grain.MapDataset.source(
+        _TestExamples(config, split, steps * config.eval_batch_size)
+    ).batch(local)[shard.process :: shard.processes]
+    return _iterate(dataset, config)
+
+
+def num_eval_steps(config: DataConfig, split: Split) -> int:
+    """Batches that `eval_batches` yields in every process."""
+    return -(-len(split) // config.eval_batch_size)
+
+
+def train_batch_shapes(config: DataConfig, shard: Shard) -> dict[str, Any]:
+    """What `train_batches` yields, as shapes with a leading axis of local devices."""
+    shapes = eval_batch_shapes(config, shard, config.batch_size)
+    lead = shapes["label"].shape
+    shapes["index"] = jax.ShapeDtypeStruct(lead, np.int32)
+    if config.color_shift:
+        shapes["color_shift"] = jax.ShapeDtypeStruct((*lead, 3), np.float32)
+    return shapes
+
+
+def eval_batch_shapes(
+    config: DataConfig, shard: Shard, batch_size: int | None = None
+) -> dict[str, Any]:
+    """What `eval_batches` yields, as shapes with a leading axis of local devices."""
+    devices = jax.local_device_count()
+    local = shard.local_size(batch_size or config.eval_batch_size)
+    lead, side = (devices, local // devices), config.crop_size
+    return {
+        "image": jax.ShapeDtypeStruct((*lead, side, side, len(config.mean)), np.uint8),
+        "label": jax.ShapeDtypeStruct(lead, np.int32),
+        "mask": jax.ShapeDtypeStruct(lead, np.bool_),
+    }
+
+
+class _Decoded:
+    """The records of a split with their images decoded; in memory if so configured."""
+
+    def __init__(self, config: DataConfig, split: Split):
+        self._config, self._split = config, split
+        self._cache: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> Batch:
+        if index in self._cache:
+            return self._cache[index]
+        example = _decode(self._config, self._split, self._split.records[index])
+        if self._config.cache:
+            self._cache[index] = example
+        return example
+
+
+class _Reshuffled:
+    """`examples` again and again, each epoch in an order of its own.
+
+    A permutation per epoch, kept while it is in use: Grain's own shuffle computes
+    each place anew, in 30 us an example, which is most of what a small one costs.
+    """
+
+    def __init__(self, examples: _Decoded, seed: int):
+        self._examples, self._seed = examples, seed
+        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def __len__(self) -> int:
+        return sys.maxsize  # endless; Grain's own repeat() says the same
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, place = divmod(index, len(self._examples))
+        return self._examples[int(self._order(epoch)[place])]
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self._seed, epoch))
+        return rng.permutation(len(self._examples))
+
+
+class _TrainView:
+    """A decoded record -> the example that training sees of it this time."""
+
+    def __init__(self, config: DataConfig):
+        self._config = config
+        self._view = augmentation.make_train_view(config)
+
+    def __call__(self, element: Batch, rng: np.random.Generator) -> Batch:
+        example = {**element, "image": self._view(element["image"], rng)}
+        if self._config.color_shift:
+            example["color_shift"] = augmentation.color_shift(self._config, rng)
+        return example
+
+
+class _TestExamples:
+    """The test views of a split, padded to `padded_length` with masked zeros."""
+
+    def __init__(self, config: DataConfig, split: Split, padded_length: int):
+        self._config, self._split, self._length = config, split, padded_length
+        self._preprocessing = preprocessing.Preprocessing.of(config)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        if index >= len(self._split):
+            side, channels = self._config.crop_size, self._preprocessing.channels
+            image = np.zeros((side, side, channels), np.uint8)
+            return {"image": image, "label": np.int32(0), "mask": np.False_}
+        example = _decode(self._config, self._split, self._split.records[index])
+        example["image"] = self._preprocessing.test_view(example["image"])
+        return example
+
+
+def _decode(config: DataConfig, split: Split, record: dict[str, Any]) -> Batch:
+    """A record with its image decoded, or a masked black one if that may be."""
+    label, channels = record["label"], len(config.mean)
+    if not 0 <= label < len(split.class_names):
+        raise DataError(
+            f"{record['key']} has label {label}; expected 0 to "
+            f"{len(split.class_names) - 1}: {split.name} has no labels to learn or test"
+        )
+    mask = np.True_
+    try:
+        image = codec.decode(record["image"], channels)
+    except codec.ImageError as error:
+        if config.on_bad_image == "stop":
+            raise DataError(
+                f"{record['key']}: {error}; replace it, or go on without it: "
+                "--config.data.on_bad_image=skip"
+            ) from error
+        logging.warning("skipped %s: %s", record["key"], error)
+        image, mask = np.zeros((32, 32, channels), np.uint8), np.False_
+    return {"image": image, "label": np.int32(label), "mask": mask}
+
+
+def read_options(config: DataConfig) -> grain.ReadOptions:
+    """Threads, not processes: decoding and resizing release the GIL."""
+    return grain.ReadOptions(
+        num_threads=config.num_threads,
+        prefetch_buffer_size=max(config.num_threads, config.prefetch),
+    )
+
+
+def _iterate(dataset: grain.MapDataset, config: DataConfig) -> Iterator[Batch]:
+    return iter(dataset.to_iter_dataset(read_options(config)))

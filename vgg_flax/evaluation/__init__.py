@@ -1,0 +1,1 @@
+"""The paper's protocols over a data set."""

@@ -1,0 +1,269 @@
+"""Experiments over a data set: every image once, counted exactly, resumable.
+
+Several experiments share one pass over the images: each net sees each view once.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from vgg_flax import console, errors
+from vgg_flax.data import DataError
+from vgg_flax.errors import ConfigError
+from vgg_flax.evaluation import experiments as experiments_lib
+from vgg_flax.evaluation import protocols, results
+from vgg_flax.evaluation.experiments import Experiment
+from vgg_flax.evaluation.journal import Journal
+from vgg_flax.evaluation.label_sets import LabelledImages
+from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
+from vgg_flax.images import codec
+from vgg_flax.net import Net
+from vgg_flax.parallel import distributed
+from vgg_flax.parallel.signals import SignalsApart
+from vgg_flax.parallel.watchdog import Watchdog
+
+# Of several processes one that has not ended an image for so long ends them all.
+_STUCK_SECONDS = 900.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tag:
+    index: int
+    key: str
+    labels: tuple[int, ...]  # of the classes that take part
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def evaluate(
+    nets: Sequence[Net],
+    images: LabelledImages,
+    experiments: Sequence[Experiment],
+    output: epath.Path | None = None,
+    *,
+    settings: Settings | None = None,
+    limit: int | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Runs experiments over a split, every image once.
+
+    In several processes, which must all call it alike, each evaluates its share, and
+    all return everything.
+
+    Args:
+      nets: those that the experiments' entries count.
+      images: what to test on.
+      experiments: at least one.
+      output: where the result goes as JSON, as `results.path_of` has it; None: nowhere.
+        Beside it live journals of the images done, one a process, with which an
+        interrupted evaluation goes on, in as many processes as then are.
+      settings: of the nets' running; its `classes` are taken from `images`.
+      limit: only the first so many images.
+
+    Returns:
+      The result (README "Evaluate" tells of it), and each image's: `index`, `key`,
+      `labels` and, in `experiments`, for each: `rank` (how many classes are ahead of
+      the right one, or the best of the right ones), `nll`, `classes`, `probabilities`.
+
+    Raises:
+      ConfigError: a scale that is too small, nets that do not fit each other, or
+        processes that differ in what they would evaluate.
+      Interrupted: by a signal.
+    """
+    settings = dataclasses.replace(settings or Settings(), classes=images.classes)
+    experiments_lib.check(nets, experiments)
+    limit = len(images.split) if limit is None else limit
+    for name, value in (("batch size", settings.batch_size), ("limit", limit)):
+        if value < 1:
+            raise ConfigError(f"{name} {value}: expected at least 1")
+    if output is None and jax.process_count() > 1:
+        raise ConfigError(
+            "output=None with several processes, which meet in the files beside it; "
+            "give a path on storage that they share"
+        )
+    total = min(len(images.split), limit)
+    described = results.describe(nets, images, experiments, settings, total)
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+    if output is not None:
+        output = results.path_of(output, key)
+    journal = Journal(
+        output and output.parent / f"{output.stem}.{key}.journal", jax.process_index()
+    )
+    posteriors = Posteriors(nets, settings)
+    _Run(nets, images, experiments, posteriors, journal).compute(
+        total, described, output
+    )
+    done = [result for _, result in sorted(journal.results.items())]
+    if len(done) != total:
+        raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
+    if not any(map(results.counts, done)):
+        if jax.process_index() == 0:
+            journal.remove()
+        raise DataError(results.nothing_counts(done, images.split.name))
+    result = {
+        "key": key,
+        **described,
+        **results.summary(described, experiments, done),
+        "compiled_shapes": len(posteriors.shapes),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    if jax.process_index() == 0:
+        if output is not None:
+            results.write(result, output, journal)
+        journal.remove()
+    return result, [image for image in done if results.counts(image)]
+
+
+class _Run:
+    """One evaluation, which fills its journal."""
+
+    def __init__(
+        self,
+        nets: Sequence[Net],
+        images: LabelledImages,
+        experiments: Sequence[Experiment],
+        posteriors: Posteriors,
+        journal: Journal,
+    ):
+        self._posteriors, self._journal = posteriors, journal
+        self._nets, self._images, self._experiments = nets, images, experiments
+        self._cells = sorted({cell for e in experiments for cell in e.cells()})
+
+    def compute(
+        self, total: int, described: dict[str, Any], output: epath.Path | None
+    ) -> None:
+        """Fills the journal with those of the first `total` images that it lacks."""
+        todo = [i for i in range(total) if i not in self._journal.results]
+        left = len(todo), hashlib.sha256(repr(todo).encode()).hexdigest()
+        facts = {"output": str(output), "code": distributed.code_digest()}
+        facts |= {"images left by the journals beside the output": left}
+        distributed.check_same(described | facts)  # and all have read the journals
+        process, processes = jax.process_index(), jax.process_count()
+        share, before = todo[process::processes], total - len(todo)
+        self._journal.open()
+        self._check_shared(output)
+        bar = console.bar(before + len(share), "image", before, active=process == 0)
+        watchdog = Watchdog(_STUCK_SECONDS if processes > 1 else None)
+        with SignalsApart() as signals, watchdog, bar:
+
+            def go_on() -> None:
+                watchdog.step_ended()
+                if received := signals.poll():
+                    raise self._stopped(received, total)
+
+            def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
+                for tag, views in _ahead(self._read, share):
+                    go_on()
+                    if isinstance(views, dict):
+                        yield tag, views
+                        continue
+                    failed = {} if views is None else {"error": str(views)}
+                    result = {"key": tag.key, "labels": [], "experiments": []}
+                    self._journal.add(tag.index, {**result, **failed})
+                    bar.update()
+
+            with contextlib.closing(self._journal):
+                for tag, log_posteriors in self._posteriors.compute(examples()):
+                    self._keep(tag, log_posteriors)
+                    bar.update()
+                    go_on()
+            while not signals.all_done():
+                go_on()
+                time.sleep(0.1)
+        if processes > 1:
+            self._journal.gather()
+            distributed.wait_for_all("all results gathered")
+
+    def _check_shared(self, output: epath.Path | None) -> None:
+        """Raises ConfigError unless every process sees every other's journal."""
+        processes = jax.process_count()
+        if processes == 1:
+            return
+        distributed.wait_for_all("all journals opened")
+        if self._journal.count() < processes:
+            raise ConfigError(
+                f"--output {output}: {self._journal.count()} of {processes} processes' "
+                "journals are beside it; give a path on storage that all share"
+            )
+
+    def _read(self, index: int) -> tuple[_Tag, Any]:
+        """An image's views; None: it has no label; an exception: it is unreadable."""
+        try:
+            record = self._images.split.records[index]
+        except OSError as error:
+            return _Tag(index, str(error.filename or f"image {index}"), ()), error
+        tag = _Tag(index, record["key"], self._images.labels(record))
+        if not tag.labels:
+            return tag, None
+        try:
+            return tag, _views(self._nets, self._cells, record["image"])
+        except codec.ImageError as error:
+            return tag, error
+
+    def _keep(self, tag: _Tag, log_posteriors: dict[Cell, np.ndarray]) -> None:
+        classes = np.arange(self._nets[0].model.num_classes)
+        if self._images.classes is not None:
+            classes = np.asarray(self._images.classes)
+        found = [
+            results.outcome(e.log_posterior(log_posteriors), tag.labels, classes)
+            for e in self._experiments
+        ]
+        labels = classes[list(tag.labels)].tolist()
+        self._journal.add(
+            tag.index, {"key": tag.key, "labels": labels, "experiments": found}
+        )
+
+    def _stopped(self, received: signal.Signals, total: int) -> errors.Interrupted:
+        done = sum(map(results.counts, self._journal.results.values()))
+        path = self._journal.path
+        kept = f" are kept in {path}; run the same command again to go on"
+        return errors.Interrupted(
+            f"stopped by {received.name}: {done} of {total} images"
+            + (kept if path else " were done"),
+            128 + received,
+        )
+
+
+def _ahead(function: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
+    """`function` of each index, in order; threads work a bounded number ahead."""
+    threads = min(16, os.cpu_count() or 1)
+    indices = iter(indices)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        queue = collections.deque(
+            pool.submit(function, i) for i in itertools.islice(indices, 2 * threads)
+        )
+        while queue:
+            yield queue.popleft().result()
+            queue.extend(pool.submit(function, i) for i in itertools.islice(indices, 1))
+
+
+def _views(
+    nets: Sequence[Net], cells: Sequence[Cell], data: bytes
+) -> dict[Cell, list[np.ndarray]]:
+    """Each net's views of an image, by its own preprocessing."""
+    channels = {net.preprocessing.channels for net in nets}
+    images = {count: codec.decode(data, count) for count in channels}
+    return {
+        (net, views): protocols.take(
+            views,
+            images[nets[net].preprocessing.channels],
+            nets[net].preprocessing,
+        )
+        for net, views in cells
+    }

@@ -1,0 +1,128 @@
+"""What was computed so far, a line an image, so that an evaluation can go on."""
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from vgg_flax.errors import VGGFlaxError
+
+
+class JournalError(VGGFlaxError):
+    """A journal that something else has written into, or that has no room."""
+
+
+class Journal:
+    """Results by the index of their image, in files of JSON lines, one a process.
+
+    Attributes:
+      path: of this process's file; None: the results are kept in memory only.
+      results: `{index: result}`; what earlier calls left, whichever process wrote it,
+        and what was added.
+    """
+
+    def __init__(self, path: epath.Path | None, process: int = 0):
+        """Reads what is there; a last line that was cut off is dropped.
+
+        Failures (results with an `error`) are left out: they are to be tried again.
+
+        Args:
+          path: of the first process's file; those of others have their number behind.
+          process: this one's number.
+
+        Raises:
+          JournalError: another line is damaged.
+        """
+        self.path = self._first_path = path
+        if path is not None and process:
+            self.path = path.with_name(f"{path.name}.{process}")
+        self.results: dict[int, dict[str, Any]] = {}
+        self._stream: Any = io.StringIO()
+        for file in self._files():
+            for _, result in _lines(file):
+                if "error" not in result:
+                    self.results[result["index"]] = result
+
+    def open(self) -> None:
+        """Makes the file ready for `add`; when all processes have read what was there.
+
+        Raises:
+          JournalError: as when it was read.
+        """
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        there = _lines(self.path) if self.path.exists() else ()
+        kept = [line for line, result in there if "error" not in result]
+        self.path.write_bytes(b"".join(kept))
+        self._stream = self.path.open("a")
+
+    def add(self, index: int, result: dict[str, Any]) -> None:
+        """Writes an image's result; it is in the file when this returns.
+
+        Raises:
+          JournalError: it cannot be written.
+        """
+        self.results[index] = {"index": index, **result}
+        if self.path is None:
+            return
+        try:
+            self._stream.write(json.dumps(self.results[index]) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise JournalError(
+                f"{self.path} cannot be written: {error}; what it holds is kept: make "
+                "room or access, then run the same command again"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the file, which stays; what had no room is not there."""
+        with contextlib.suppress(OSError):  # `add` has raised it
+            self._stream.close()
+
+    def count(self) -> int:
+        """How many processes' files there are."""
+        return len(self._files())
+
+    def gather(self) -> None:
+        """Adds what the other processes wrote, once they have closed their files.
+
+        Raises:
+          JournalError: a line is damaged.
+        """
+        for file in self._files():
+            for _, result in _lines(file):
+                if "error" not in result or result["index"] not in self.results:
+                    self.results[result["index"]] = result
+
+    def remove(self) -> None:
+        """Deletes the files of all processes: their results are kept elsewhere."""
+        self.close()
+        for file in self._files():
+            file.unlink()
+
+    def _files(self) -> list[epath.Path]:
+        path = self._first_path
+        if path is None or not path.parent.exists():
+            return []
+        ours = re.compile(re.escape(path.name) + r"(\.\d+)?")
+        return sorted(f for f in path.parent.iterdir() if ours.fullmatch(f.name))
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each whole line of a file and the result that it holds."""
+    for number, line in enumerate(path.read_bytes().splitlines(True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            result = json.loads(line)
+            _ = result["index"], result["key"], result["labels"], result["experiments"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise JournalError(
+                f"{path}, line {number} is damaged; delete the file to start anew"
+            ) from error
+        yield line, result

@@ -1,0 +1,98 @@
+"""An evaluation as a table for people, and its rows as .csv or .parquet."""
+
+import csv
+import importlib.util
+from typing import Any
+
+from etils import epath
+
+from vgg_flax import storage
+from vgg_flax.errors import ConfigError
+
+
+def evaluation_table(result: dict[str, Any]) -> str:
+    """What `scoring.evaluate` returned as a table, beside the paper's figures."""
+    import tabulate
+
+    header = ["experiment", "top-1 error %", "top-5 error %", "top-1", "top-5", "NLL"]
+    has_paper = any("paper" in row for row in result["experiments"])
+    if has_paper:
+        header += ["paper top-1", "paper top-5"]
+    rows = []
+    for row in result["experiments"]:
+        cells = [
+            row["name"],
+            f"{row['top1_error_percent']:.2f}",
+            f"{row['top5_error_percent']:.2f}",
+            f"{row['top1']:.2%} ({row['top1_count']})",
+            f"{row['top5']:.2%} ({row['top5_count']})",
+            f"{row['nll']:.4f}",
+        ]
+        if has_paper:
+            cells += [
+                f"{row['paper']['top1_error_percent']:.1f}",
+                f"{row['paper']['top5_error_percent']:.1f}",
+            ]
+        rows.append(cells)
+    align = ("left", *["right"] * (len(header) - 1))
+    table = tabulate.tabulate(
+        rows, header, "simple", colalign=align, disable_numparse=True
+    )
+    data = result["data"]
+    name = f"{data['name']}/{data['split']}".rstrip("/")
+    counted = f"{result['count']:,} images of {name}"
+    if result["without_label"]:
+        counted += f", {result['without_label']:,} more have no label"
+    return f"{table}\n\n{counted}"
+
+
+def write_predictions(
+    result: dict[str, Any], images: list[dict[str, Any]], path: epath.Path
+) -> None:
+    """One row an image (and experiment) as .csv or .parquet.
+
+    Columns: experiment, key, labels (more than one: separated by spaces), rank, nll,
+    and class_1, probability_1 and so on, the five most probable.
+
+    Raises:
+      ConfigError: another suffix, or .parquet without pyarrow.
+    """
+    check_predictions(path)
+    rows = []
+    for i, experiment in enumerate(result["experiments"]):
+        for image in images:
+            outcome = image["experiments"][i]
+            row = {
+                "experiment": experiment["name"],
+                "key": image["key"],
+                "labels": " ".join(map(str, image["labels"])),
+                "rank": outcome["rank"],
+                "nll": outcome["nll"],
+            }
+            best = zip(outcome["classes"], outcome["probabilities"], strict=True)
+            for k, (index, probability) in enumerate(best, start=1):
+                row |= {f"class_{k}": index, f"probability_{k}": probability}
+            rows.append(row)
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        with path.open("wb") as stream:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+        return
+    with path.open("w") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def check_predictions(path: epath.Path) -> None:
+    """Raises ConfigError where `write_predictions` could not; makes the folder."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--predictions {path}: expected a name in .csv or .parquet")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"--predictions {path} needs the package pyarrow: pip install "
+            "'vgg-flax[parquet]', or ask for .csv"
+        )
+    storage.check_output("--predictions", path)

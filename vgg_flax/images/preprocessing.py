@@ -1,0 +1,126 @@
+"""Image bytes -> training view or test view (uint8), and their normalisation.
+
+NumPy and Pillow on the host; only `Preprocessing.normalize` runs on the device.
+Everything is RGB or grey, height x width x channels.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_flax.config import DataConfig
+from vgg_flax.images import codec, resize
+from vgg_flax.images.codec import ImageError
+from vgg_flax.images.resize import RESIZES
+
+# Of a rescaled image: 0.8 GB in RGB, where a photo has some hundred thousand.
+_MOST_PIXELS = 1 << 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """The pixels a set of weights was trained on; stored beside them.
+
+    Attributes:
+      mean: a value a channel, of pixels in [0, 1], RGB or grey.
+      std: likewise.
+      test_scale: Q, the smaller side after resizing.
+      crop_size: the side of the centre crop.
+      resize: a key of `RESIZES`: "pillow" (antialiased bilinear) or "cv2".
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    test_scale: int
+    crop_size: int
+    resize: str = "pillow"
+
+    def __post_init__(self) -> None:
+        if (
+            len(self.mean) not in (1, 3)
+            or len(self.std) != len(self.mean)
+            or not all(math.isfinite(value) for value in (*self.mean, *self.std))
+            or not all(value > 0 for value in self.std)
+            or self.resize not in RESIZES
+            or not 0 < int(self.crop_size) <= int(self.test_scale)
+        ):
+            raise ValueError(f"{self} cannot be: see its attributes")
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Preprocessing":
+        """The preprocessing that a run with `config` trains and tests with."""
+        return cls(config.mean, config.std, config.test_scale, config.crop_size)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The inverse of `dataclasses.asdict`, from JSON too."""
+        return cls(
+            tuple(values["mean"]),
+            tuple(values["std"]),
+            values["test_scale"],
+            values["crop_size"],
+            values.get("resize", "pillow"),  # absent from the first checkpoints
+        )
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return len(self.mean)
+
+    def test_view(self, image: bytes | np.ndarray) -> np.ndarray:
+        """Resizes the smaller side to `test_scale` and crops the centre.
+
+        With `resize` "pillow" equal to Pillow's antialiased bilinear, pixel for pixel.
+
+        Args:
+          image: encoded bytes, or uint8 `[height, width, channels]`.
+
+        Returns:
+          uint8 `[crop_size, crop_size, channels]`.
+        """
+        return resize.center_crop(self.rescale(image, self.test_scale), self.crop_size)
+
+    def rescale(self, image: bytes | np.ndarray, scale: int) -> np.ndarray:
+        """The whole image, its smaller side resized to `scale`: section 3.2's Q.
+
+        Returns:
+          uint8 `[height, width, channels]`.
+        """
+        if not isinstance(image, np.ndarray):
+            image = codec.decode(image, self.channels)
+        elif image.ndim != 3 or image.shape[2] != self.channels:
+            raise ImageError(
+                f"an image of shape {image.shape}; expected uint8 [height, width, "
+                f"{self.channels}]"
+            )
+        size = resize.isotropic_size(image.shape[0], image.shape[1], scale)
+        if size[0] * size[1] > _MOST_PIXELS:
+            raise ImageError(
+                f"{image.shape[1]} x {image.shape[0]} pixels become {size[1]} x "
+                f"{size[0]}, more than {_MOST_PIXELS}: too long and narrow"
+            )
+        return RESIZES[self.resize](image, *size)
+
+    def normalize(
+        self, images: Any, color_shift: Any = None, dtype: Any = "float32"
+    ) -> jax.Array:
+        """`(images / 255 + color_shift - mean) / std`.
+
+        Args:
+          images: `[..., height, width, channels]`, 0 to 255, any dtype.
+          color_shift: `[..., channels]`, added to pixels in [0, 1], or None.
+          dtype: of the result.
+        """
+        pixels = jnp.asarray(images).astype(dtype) / 255
+        if color_shift is not None:
+            pixels = (
+                pixels
+                + jnp.asarray(color_shift, dtype)[..., None, None, :]
+            )
+        mean = np.asarray(self.mean).reshape((1,) * (pixels.ndim - 1) + (-1,))
+        std = np.asarray(self.std).reshape(mean.shape)
+        return (pixels - mean.astype(dtype)) / std.astype(dtype)

@@ -1,0 +1,1 @@
+"""Using a net: predictions, heat maps, folding, conversion, export."""

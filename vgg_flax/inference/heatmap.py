@@ -1,0 +1,173 @@
+"""Where in a picture a net sees a class: the dense score map, and Grad-CAM."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from vgg_flax import errors, model
+from vgg_flax.model import description
+from vgg_flax.net import Net
+
+
+class HeatmapError(errors.VGGFlaxError):
+    """A scale that the net can't take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Heatmaps:
+    """Where a class is seen, laid over the picture: all `[height, width]`, of pixels.
+
+    Attributes:
+      picture: uint8 `[height, width, channels]`, as the net saw it.
+      probability: of the class, at each position of the dense score map (section
+        3.2): what the net says of the window around it.
+      grad_cam: of the last convolution's activation, at least 0, not normalised.
+    """
+
+    picture: np.ndarray
+    probability: np.ndarray
+    grad_cam: np.ndarray
+
+
+def check(net: Net, scale: int | None) -> int:
+    """The scale of `make`; raises HeatmapError where the net can't take it."""
+    scale = 2 * net.preprocessing.test_scale if scale is None else scale
+    if scale < net.model.smallest_image:
+        raise HeatmapError(
+            f"scale={scale}; this net takes images of at least "
+            f"{net.model.smallest_image} pixels a side"
+        )
+    return scale
+
+
+def make(
+    net: Net, image: bytes | np.ndarray, class_index: int, scale: int | None = None
+) -> Heatmaps:
+    """Where `net` sees a class: its dense score map, and Grad-CAM.
+
+    Grad-CAM (Selvaraju et al. 2017, section 3) is the ReLU of the sum of the last
+    convolution's channels, each weighted by its mean gradient of the class score.
+    Both maps are interpolated linearly between the middles of their positions'
+    windows (`description.Layer.center`), and are constant beyond the outermost ones.
+
+    Args:
+      net: whose preprocessing is used.
+      image: encoded bytes, or uint8 `[height, width, channels]`.
+      class_index: a place in the logits.
+      scale: the smaller side of the whole image as the net sees it; by default twice
+        `test_scale`, where a photo's map has some 10 x 13 positions.
+
+    Raises:
+      ImageError: the bytes are no image.
+      HeatmapError: the net can't take an image of this scale.
+    """
+    scale = check(net, scale)
+    picture = net.preprocessing.rescale(image, scale)
+    height, width, channels = picture.shape
+    layers = description.describe(net.model, (1, height, width, channels))
+    last_stage = len(model.VARIANTS[net.variant].stages[-1])
+    convolution, tap = layers[f"conv5_{last_stage}"], f"relu5_{last_stage}"
+    with jax.default_matmul_precision("highest"):
+        probability, grad_cam = _maps(
+            net, picture[None], class_index, tap, convolution.shape
+        )
+    return Heatmaps(
+        picture,
+        _upsample(probability, layers["fc8"], height, width),
+        _upsample(grad_cam, convolution, height, width),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("tap", "shape"))
+def _maps(
+    net: Net,
+    images: jax.Array,
+    class_index: int | jax.Array,
+    tap: str,
+    shape: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Of one image: the class's probability `[h, w]` and Grad-CAM `[h', w']`."""
+    pixels = net.preprocessing.normalize(images, dtype=net.model.param_dtype)
+
+    def class_score(perturbation: jax.Array) -> Any:
+        variables = {**net.variables, "perturbations": {tap: perturbation}}
+        scores, collections = net.model.apply(
+            variables, pixels, method="score_map", mutable="intermediates"
+        )
+        activation = collections["intermediates"][tap]
+        return scores[..., class_index].mean(), (scores, activation)
+
+    zeros = jnp.zeros(shape, net.model.dtype)
+    gradient, (scores, activation) = jax.grad(class_score, has_aux=True)(zeros)
+    weights = gradient.astype(net.model.param_dtype).mean(axis=(0, 1, 2))
+    probability = nn.softmax(scores[0])[..., class_index]
+    return probability, nn.relu(activation[0].astype(weights.dtype) @ weights)
+
+
+def _upsample(
+    values: jax.Array, layer: description.Layer, height: int, width: int
+) -> np.ndarray:
+    """A layer's map at every pixel: `[h, w]` -> `[height, width]`."""
+    rows, columns = (
+        _interpolation(layer.center + layer.stride * np.arange(count), pixels)
+        for count, pixels in zip(values.shape, (height, width), strict=True)
+    )
+    return rows @ np.asarray(values) @ columns.T
+
+
+def _interpolation(centers: np.ndarray, pixels: int) -> np.ndarray:
+    """The matrix `[pixels, len(centers)]` of linear interpolation."""
+    places = np.arange(pixels)
+    return np.stack([np.interp(places, centers, e) for e in np.eye(len(centers))], 1)
+
+
+def draw_heatmaps(
+    path: epath.Path,
+    title: str,
+    picture: np.ndarray,
+    probability: np.ndarray,
+    grad_cam: np.ndarray,
+) -> None:
+    """A picture, and beside it a class's two maps laid over it, as a PNG.
+
+    Args:
+      path: of the PNG.
+      title: over all.
+      picture: uint8 `[height, width, 1 or 3]`.
+      probability: `[height, width]`; its colour bar starts at 0.
+      grad_cam: `[height, width]`; shown as a share of its largest value.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = picture.shape[:2]
+    side = 4.0 / max(height, width)  # inches a pixel
+    figure = Figure(
+        figsize=(3 * width * side + 1.2, height * side + 0.8),
+        dpi=120,
+        layout="constrained",
+    )
+    # A class may be called "$\\alpha$" and is no formula.
+    figure.suptitle(title, fontsize="x-large", parse_math=False)
+    panels = figure.subplots(1, 3)
+    grey = picture.mean(axis=2)
+    color = {"alpha": 0.6, "cmap": "inferno", "vmin": 0}
+    for axes in panels:
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    if picture.shape[2] == 3:
+        panels[0].imshow(picture)
+    shown = panels[1].imshow(probability, **color, vmax=probability.max())
+    panels[2].imshow(grad_cam, **color, vmax=grad_cam.max() or 1)
+    names = (f"{width} x {height} pixels", "probability at each position", "Grad-CAM")
+    for axes, name in zip(panels, names, strict=True):
+        axes.set_title(name, fontsize="medium")
+        axes.set_axis_off()
+    bar = figure.colorbar(shown, cax=panels[1].inset_axes((1.02, 0, 0.04, 1)))
+    bar.ax.tick_params(labelsize="small")
+    with path.open("wb") as stream:
+        figure.savefig(stream, format="png")

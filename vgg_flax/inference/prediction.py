@@ -1,0 +1,261 @@
+"""What a net sees in image files: the best classes, as a table, JSON and pictures."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tabulate
+from etils import epath
+
+from vgg_flax import data, errors
+from vgg_flax.data import imagenet
+from vgg_flax.images import codec
+from vgg_flax.images.preprocessing import Preprocessing
+from vgg_flax.inference import heatmap
+from vgg_flax.net import Net
+
+
+class PredictionError(errors.VGGFlaxError):
+    """No images where they were said to be, or an option out of range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A class (its place in the logits and its name) and its probability."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image file, best first."""
+
+    path: str
+    top: tuple[Guess, ...]
+
+
+def find_images(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
+    """The image files of `paths`, each once, in the order given and sorted in folders.
+
+    A file is taken whatever its name; in folders, and in the folders within them, the
+    files whose suffix is one of `datasets.SUFFIXES` in any case, hidden ones left out.
+
+    Raises:
+      PredictionError: no such path, or a folder without images.
+    """
+    found: list[epath.Path] = []
+    for path in map(epath.Path, paths):
+        files = sorted(_walk(path)) if path.is_dir() else [path]
+        if not path.exists():
+            raise PredictionError(f"{path}: no such file or folder")
+        if not files:
+            raise PredictionError(
+                f"{path} holds no image; expected {', '.join(data.SUFFIXES)} in "
+                "it or in the folders within"
+            )
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if not pathlib.Path(path).is_symlink():  # it may lead back here
+                yield from _walk(path)
+        elif path.suffix.lower() in data.SUFFIXES:
+            yield path
+
+
+def predict(
+    net: Net,
+    paths: Sequence[epath.Path],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    after_batch: Callable[[int], object] = lambda _: None,
+) -> tuple[list[Prediction], dict[str, str]]:
+    """The `top` classes of each image's test view, at JAX's highest matmul precision.
+
+    Args:
+      net: its `preprocessing` makes the views. Classes that are ImageNet's get
+        ImageNet's names.
+      paths: of image files, each read once.
+      top: at most the number of classes are given.
+      batch_size: images at a time.
+      after_batch: called with the number of images that a batch had.
+
+    Returns:
+      The predictions in the order of `paths`, and of the files that could not be read
+      or decoded the reason, by path.
+
+    Raises:
+      PredictionError: `top` or `batch_size` is less than 1.
+    """
+    if net.model.head == "none":
+        raise PredictionError(f"{net.source} has features only, and no classes")
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise PredictionError(f"{name}={value}; expected at least 1")
+    batch_size, top = min(batch_size, len(paths) or 1), min(top, net.model.num_classes)
+    side = net.preprocessing.crop_size
+    shape = (batch_size, side, side, net.preprocessing.channels)
+    unreadable: dict[str, str] = {}
+    results: list[tuple[list[epath.Path], Any]] = []
+    with (
+        concurrent.futures.ThreadPoolExecutor() as threads,
+        jax.default_matmul_precision("highest"),
+    ):
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            views = threads.map(functools.partial(_read_view, net.preprocessing), batch)
+            images, chosen = np.zeros(shape, np.uint8), []
+            for path, view in zip(batch, views, strict=True):
+                if isinstance(view, codec.ImageError):
+                    unreadable[str(path)] = str(view)
+                else:
+                    images[len(chosen)] = view
+                    chosen.append(path)
+            # The device works on a batch while the next one is decoded.
+            jax.block_until_ready(results[-1:])
+            results.append((chosen, _best(net, images, top)))
+            after_batch(len(batch))
+    return [p for result in results for p in _predictions(net, *result)], unreadable
+
+
+def _read_view(
+    preprocessing: Preprocessing, path: epath.Path
+) -> np.ndarray | codec.ImageError:
+    """The test view, or why there is none."""
+    try:
+        return preprocessing.test_view(path.read_bytes())
+    except OSError as error:
+        return codec.ImageError(error.strerror or str(error))
+    except codec.ImageError as error:
+        return error
+
+
+@functools.partial(jax.jit, static_argnames="top")
+def _best(net: Net, images: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
+    """Probabilities and classes, `[batch, top]` each, best first."""
+    return jax.lax.top_k(nn.softmax(net(images)), top)
+
+
+def _predictions(
+    net: Net, paths: list[epath.Path], best: tuple[jax.Array, jax.Array]
+) -> Iterator[Prediction]:
+    names = imagenet.display_names(net.class_names, net.model.num_classes)
+    probabilities, classes = (np.asarray(x).tolist() for x in best)
+    if not np.isfinite(probabilities).all():
+        raise PredictionError(
+            f"{net.source} gives scores that are not finite; its weights are damaged, "
+            "or overflow"
+        )
+    # The last rows of a batch may be padding.
+    for path, row, indices in zip(paths, probabilities, classes, strict=False):
+        guesses = (
+            Guess(i, names[i], value) for i, value in zip(indices, row, strict=True)
+        )
+        yield Prediction(str(path), tuple(guesses))
+
+
+def draw_heatmaps(
+    net: Net,
+    predictions: Sequence[Prediction],
+    folder: epath.PathLike,
+    scale: int | None = None,
+) -> Iterator[tuple[str, str | codec.ImageError]]:
+    """Draws heat maps of each prediction's best class as `folder/NAME_heatmap.png`.
+
+    Of several images with one name the later ones get a number, `NAME_2_heatmap.png`.
+
+    Yields:
+      The image's path and the picture's, when it is drawn; or why there is none.
+
+    Raises:
+      HeatmapError: the net can't take images of this scale.
+      PredictionError: a picture can't be written.
+    """
+    folder = epath.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PredictionError(f"cannot make the folder {folder}: {error}") from error
+    taken: set[str] = set()
+    for prediction in predictions:
+        path, best = epath.Path(prediction.path), prediction.top[0]
+        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
+        name = next(n for n in itertools.chain([path.stem], numbered) if n not in taken)
+        taken.add(name)
+        target = folder / f"{name}_heatmap.png"
+        try:
+            maps = heatmap.make(net, path.read_bytes(), best.index, scale)
+        except codec.ImageError as error:
+            yield str(path), error
+            continue
+        title = f"{best.name}  {best.probability:.1%}"
+        try:
+            heatmap.draw_heatmaps(
+                target, title, maps.picture, maps.probability, maps.grad_cam
+            )
+        except OSError as error:
+            raise PredictionError(f"cannot write {target}: {error}") from error
+        yield str(path), str(target)
+
+
+def to_text(predictions: Sequence[Prediction]) -> str:
+    """A table: image, class, probability; nothing without images."""
+    if not predictions:
+        return ""
+    rows = [
+        (prediction.path if i == 0 else "", guess.name, f"{guess.probability:.2%}")
+        for prediction in predictions
+        for i, guess in enumerate(prediction.top)
+    ]
+    header, align = ("image", "class", "probability"), ("left", "left", "right")
+    return tabulate.tabulate(
+        rows, header, "simple", colalign=align, disable_numparse=True
+    )
+
+
+def to_dict(
+    net: Net,
+    predictions: Sequence[Prediction],
+    unreadable: dict[str, str],
+    pictures: dict[str, str],
+) -> dict[str, Any]:
+    """For JSON: what was asked of which net, and the answers.
+
+    Args:
+      net: as given to `predict`.
+      predictions: of `predict`.
+      unreadable: of `predict`.
+      pictures: the heatmaps' paths by the images'; empty if none were drawn.
+    """
+    images = []
+    for prediction in predictions:
+        image = dataclasses.asdict(prediction)
+        if prediction.path in pictures:
+            image["heatmap"] = pictures[prediction.path]
+        images.append(image)
+    return {
+        "source": net.source,
+        "sha256": net.sha256,
+        "variant": net.variant,
+        "dtype": str(jnp.dtype(net.model.dtype)),
+        "matmul_precision": "highest",
+        "preprocessing": dataclasses.asdict(net.preprocessing),
+        "images": images,
+        "unreadable": [{"path": p, "reason": r} for p, r in unreadable.items()],
+    }

@@ -1,0 +1,158 @@
+"""One replica's step over many devices: the only file that says pmap.
+
+The state has no device axis, but for FC kernels that are cut over the replicas; batches
+get one here. Every process feeds its own devices; the mapped axis runs over the devices
+of all of them.
+"""
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS_NAME = "batch"
+
+Devices = Sequence[Any]  # of jax.Device, which type checkers take for a variable
+
+
+def pmap_step(
+    step: Callable[..., Any],
+    *,
+    donate_state: bool,
+    state_axes: Any = None,
+    devices: Devices | None = None,
+) -> Any:
+    """Maps `step(state, batch)` over devices: state unmapped, batch cut on axis 0.
+
+    What `step` returns must be equal on all replicas (psum or pmean it): `out_axes`
+    of None takes the first replica's value and checks nothing.
+
+    Args:
+      step: a function for one replica, with collectives over `AXIS_NAME`.
+      donate_state: whether the state's buffers become the new state's, which is then
+        the first of two things that `step` returns.
+      state_axes: `FCShards.axes` of the state, where some of it is cut.
+      devices: of this and all other processes; None: all there are.
+    """
+    if state_axes is not None and jax.process_count() > 1:
+        return _pmap_flat(step, donate_state, state_axes, devices)
+    return jax.pmap(
+        step,
+        axis_name=AXIS_NAME,
+        in_axes=(state_axes, 0),
+        out_axes=(state_axes, None) if donate_state else None,
+        donate_argnums=(0,) if donate_state else (),
+        devices=devices,
+    )
+
+
+def _pmap_flat(
+    step: Callable[..., Any],
+    donate_state: bool,
+    state_axes: Any,
+    devices: Devices | None,
+) -> Callable[[Any, Any], Any]:
+    """`pmap_step` in several processes: there pmap hashes axes, and dicts have none."""
+    axes = tuple(jax.tree.leaves(state_axes, is_leaf=lambda axis: axis is None))
+    made: list[Any] = []  # the mapped step, once the state's structure is known
+
+    def call(state: Any, batch: Any) -> Any:
+        leaves, structure = jax.tree.flatten(state)
+
+        def flat(leaves: tuple[Any, ...], batch: Any) -> Any:
+            out = step(structure.unflatten(leaves), batch)
+            return (tuple(jax.tree.leaves(out[0])), out[1]) if donate_state else out
+
+        if not made:
+            made.append(
+                jax.pmap(
+                    flat,
+                    axis_name=AXIS_NAME,
+                    in_axes=(axes, 0),
+                    out_axes=(axes, None) if donate_state else None,
+                    donate_argnums=(0,) if donate_state else (),
+                    devices=devices,
+                )
+            )
+        out = made[0](tuple(leaves), batch)
+        return (structure.unflatten(out[0]), out[1]) if donate_state else out
+
+    return call
+
+
+def compile_step(mapped: Any, state: Any, batch: Any) -> Any:
+    """The compiled step for just these shapes; any other raises, none recompiles.
+
+    In several processes the mapped step itself, which compiles at its first call: pmap
+    makes global arrays of local ones around the compiled step, not within.
+    """
+    if jax.process_count() > 1:
+        return mapped
+    return mapped.lower(state, batch).compile()
+
+
+def replicate(tree: Any, devices: Devices | None = None) -> Any:
+    """Puts a pytree on each local device, whole and without a device axis."""
+    return jax.device_put(tree, _sharding(devices, PartitionSpec()))
+
+
+def shard(batch: Any, devices: Devices | None = None) -> Any:
+    """Puts this process's batch on its devices: `[local, ...]` -> `[D, each, ...]`."""
+    count = len(devices or jax.local_devices())
+    sharding = _sharding(devices, PartitionSpec(AXIS_NAME))
+    split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    return jax.device_put(split, sharding)
+
+
+def prefetch(
+    batches: Iterable[Any],
+    size: int = 2,
+    devices: Devices | None = None,
+) -> Iterator[Any]:
+    """Shards `batches` onto the devices, `size` of them ahead of their use."""
+    batches = iter(batches)
+    queue = collections.deque(
+        shard(batch, devices) for batch in itertools.islice(batches, size)
+    )
+    while queue:
+        yield queue.popleft()
+        queue.extend(shard(batch, devices) for batch in itertools.islice(batches, 1))
+
+
+def _sharding(devices: Devices | None, spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(
+        Mesh(np.array(devices or jax.local_devices()), (AXIS_NAME,)), spec
+    )
+
+
+def scatter(
+    cut: Callable[[jax.Array], jax.Array], x: Any, devices: Devices | None = None
+) -> jax.Array:
+    """Puts `cut(x)[i]` on replica i, of all processes': `x` -> `[D, ...]`."""
+
+    def take(x: jax.Array, _: jax.Array) -> jax.Array:
+        return cut(x)[jax.lax.axis_index(AXIS_NAME)]
+
+    mapped = np.zeros(len(devices or jax.local_devices()))  # pmap wants one
+    place = jax.pmap(take, axis_name=AXIS_NAME, in_axes=(None, 0), devices=devices)
+    return place(x, mapped)
+
+
+def gather(
+    join: Callable[[jax.Array], jax.Array], x: jax.Array, devices: Devices | None = None
+) -> np.ndarray:
+    """`join` of all replicas' parts `[N, ...]`, on the host: the inverse of `scatter`.
+
+    All processes must call it at the same step.
+    """
+    collect = jax.pmap(
+        lambda part: join(jax.lax.all_gather(part, AXIS_NAME)),
+        axis_name=AXIS_NAME,
+        out_axes=None,
+        devices=devices,
+    )
+    return jax.device_get(collect(x))

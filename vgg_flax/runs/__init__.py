@@ -1,0 +1,1 @@
+"""A run's directory: checkpoints (the only file that says orbax), log, curves."""

@@ -1,0 +1,403 @@
+"""Checkpoints that say what they are and are checked: the only file that says orbax.
+
+A step's folder holds three items: `model` (params, batch_stats), `training` (the rest
+of the state) and `meta` (config, variant, preprocessing, classes, and of every leaf
+its shape, dtype and crc32; a flipped bit in an array restores without an error).
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from etils import epath
+from flax import serialization, traverse_util
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vgg_flax.errors import VGGFlaxError
+from vgg_flax.parallel import distributed
+
+# Orbax warns of each save without metrics, which one between evaluations has not.
+absl_logging.get_absl_logger().addFilter(
+    lambda record: "Requested `tracked_metric`" not in record.getMessage()
+)
+
+Tree = dict[str, Any]
+Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
+
+_ITEMS = ("model", "training")
+_MODEL_KEYS = ("params", "batch_stats")
+
+
+class CheckpointError(VGGFlaxError):
+    """A checkpoint that is missing, damaged, or of something else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a step's folder held, its crcs checked.
+
+    Attributes:
+      step: updates made.
+      leaves: of the items that were read, by path.
+      meta: what `Checkpoints.save` was given as such.
+    """
+
+    step: int
+    leaves: Leaves
+    meta: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the leaves' names, shapes, dtypes and crcs: equal for equal weights."""
+        described = {
+            path: leaf
+            for path, leaf in self.meta["leaves"].items()
+            if path.split("/")[0] in _MODEL_KEYS
+        }
+        text = json.dumps(described, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def variables(self) -> Tree:
+        """`{"params": ..., "batch_stats": ...}`, as `model.apply` takes them."""
+        chosen = {
+            k: v for k, v in self.leaves.items() if k.split("/")[0] in _MODEL_KEYS
+        }
+        return traverse_util.unflatten_dict(chosen, sep="/")
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, the newest and the best kept."""
+
+    def __init__(self, folder: epath.PathLike, keep: int, *, read_only: bool = False):
+        """Opens the folder; `read_only`, also while another process saves into it."""
+        self._folder = epath.Path(folder)
+        self._saving: int | None = None
+        policies = [
+            preservation_policy.LatestN(keep),
+            preservation_policy.BestN(
+                get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_top1,
+                best_mode="max",
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                # A run that is saving has one, and would lose it to its readers.
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._manager.close()  # waits for a save under way, and raises its error
+        except (OSError, ValueError) as error:
+            raise self._save_error(self._saving, error) from error
+
+    def save(
+        self, step: int, state: Any, meta: dict[str, Any], top1: float | None
+    ) -> None:
+        """Starts saving `state` as `step`; its buffers may be donated at once.
+
+        Args:
+          step: the number of updates made.
+          state: a pytree of arrays, equal on all devices.
+          meta: JSON-like; what the checkpoint is.
+          top1: on the validation split, for "best"; None if not evaluated.
+
+        Raises:
+          CheckpointError: the disk is full, or the folder is gone or read-only.
+        """
+        leaves = to_leaves(state)
+        meta = {**meta, "versions": versions(), "leaves": _describe(leaves)}
+        items = {
+            item: ocp.args.StandardSave(_nest(part))
+            for item in _ITEMS
+            if (part := _part(leaves, item))
+        }
+        args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
+        metrics = None if top1 is None else {"top1": top1}
+        self._saving = step
+        try:
+            if step in self.steps():  # saved by a signal, and evaluated only now
+                self._move(step, "replaced")
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+        except (OSError, ValueError) as error:
+            raise self._save_error(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk; raises CheckpointError if one failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._save_error(self._saving, error) from error
+        self._settle_replaced()
+
+    def steps(self) -> list[int]:
+        """The finished steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def has_saved(self, step: int) -> bool:
+        """Whether no save is under way and that of `step` is whole, on disk."""
+        path = self._folder / str(step)
+        return (
+            not self._manager.is_saving_in_progress()
+            and path.exists()
+            and ocp.utils.is_checkpoint_finalized(path)
+        )
+
+    def best_step(self) -> int | None:
+        """The step with the highest validation top-1, if any was evaluated."""
+        return self._manager.best_step()
+
+    def read_newest(
+        self, on_damaged: Callable[[int, CheckpointError], None] = lambda *_: None
+    ) -> Checkpoint | None:
+        """The newest undamaged checkpoint; None if there never was one.
+
+        Damaged ones are reported and moved to `damaged/` beside the folder.
+
+        Args:
+          on_damaged: called with the step and the error of each.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        self._settle_replaced()
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                return self.read(step)
+            except CheckpointError as error:
+                logging.error("%s; falling back to the one before", error)
+                damaged.append(step)
+                self._move(step, "damaged")
+                on_damaged(step, error)
+        if damaged:
+            raise CheckpointError(
+                f"all checkpoints in {self._folder} are damaged: steps {damaged}, now "
+                f"in {self._folder.parent / 'damaged'}; start anew in another --workdir"
+            )
+        return None
+
+    def read(self, step: int, items: tuple[str, ...] = _ITEMS) -> Checkpoint:
+        """Reads a step, checking each leaf's shape, dtype and crc32.
+
+        Raises:
+          CheckpointError: no such step, or something in it is damaged.
+        """
+        if step not in self.steps():
+            raise CheckpointError(
+                f"no checkpoint of step {step} in {self._folder}; it has {self.steps()}"
+            )
+        try:
+            meta_args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self._manager.restore(step, args=meta_args)["meta"]
+            described = {
+                path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+                for path, leaf in meta["leaves"].items()
+            }
+            targets = {
+                item: ocp.args.StandardRestore(_nest(part))
+                for item in items
+                if (part := _part(described, item))
+            }
+            restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
+            leaves: Leaves = {}
+            for item in targets:
+                leaves |= traverse_util.flatten_dict(restored[item], sep="/")
+            found = _describe(leaves)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            first_line = str(error).splitlines()[:1]
+            raise CheckpointError(
+                f"checkpoint {self._folder / str(step)} cannot be read: "
+                f"{type(error).__name__}: {''.join(first_line)[:200]}"
+            ) from error
+        wrong = [path for path in found if found[path] != meta["leaves"][path]]
+        if wrong:
+            listed = ", ".join(wrong[:3]) + " and others" * (len(wrong) > 3)
+            raise CheckpointError(
+                f"checkpoint {self._folder / str(step)} is damaged: {listed} differ "
+                "from what was saved (crc32); use another step, or copy it anew"
+            )
+        return Checkpoint(step, leaves, meta)
+
+    def _move(self, step: int, name: str) -> None:
+        """Moves a step's folder to the folder `name` beside this one."""
+        if jax.process_index() == 0:
+            target = self._folder.parent / name / str(step)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            (self._folder / str(step)).rename(target)
+        self._reload()
+
+    def _settle_replaced(self) -> None:
+        """Brings a step back whose second save was cut off; drops it where it wasn't.
+
+        A step is saved twice if a signal came while it was evaluated. Deleting the
+        first before the second is whole would leave neither to a kill in between.
+        """
+        replaced = self._folder.parent / "replaced"
+        if jax.process_index() == 0 and replaced.exists():
+            for step in replaced.iterdir():
+                if not (self._folder / step.name).exists():
+                    step.rename(self._folder / step.name)
+            replaced.rmtree()
+        self._reload()
+
+    def _reload(self) -> None:
+        # Process 0 has moved folders; the others are to see it done.
+        distributed.wait_for_all("checkpoints moved")
+        self._manager.reload()
+
+    def _save_error(self, step: int | None, error: Exception) -> CheckpointError:
+        there = [s for s in self.steps() if (self._folder / str(s)).is_dir()]
+        return CheckpointError(
+            f"cannot save step {step} in {self._folder}: {error}; the earlier steps "
+            f"{there} are intact: make room or access, then run again to resume"
+        )
+
+
+def exists(workdir: epath.PathLike) -> bool:
+    """Whether `workdir` is a run directory with checkpoints."""
+    return folder_of(workdir).is_dir()
+
+
+def folder_of(workdir: epath.PathLike) -> epath.Path:
+    """Where a run keeps its checkpoints."""
+    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
+
+
+def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
+    """The model part of a run's checkpoint: `step` a number, "last" or "best".
+
+    Raises:
+      CheckpointError: no run directory, no such step, or it is damaged.
+    """
+    if not exists(workdir):
+        raise CheckpointError(
+            f"{epath.Path(workdir)} has no folder 'checkpoints'; expected the "
+            "--workdir of a training run"
+        )
+    with Checkpoints(folder_of(workdir), keep=1, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise CheckpointError(f"{folder_of(workdir)} has no finished checkpoint")
+        if step == "best":
+            chosen = checkpoints.best_step()
+            if chosen is None:
+                raise CheckpointError(
+                    f"{folder_of(workdir)} has no best step: nothing was validated; "
+                    "use step='last'"
+                )
+        elif step == "last":
+            chosen = steps[-1]
+        elif isinstance(step, int):
+            chosen = step
+        else:
+            raise CheckpointError(f"step={step!r}; expected a number, 'last' or 'best'")
+        return checkpoints.read(chosen, items=("model",))
+
+
+def save_variables(
+    workdir: epath.PathLike, variables: Tree, meta: dict[str, Any]
+) -> None:
+    """Writes a net alone, as step 0 of a new run directory that `load` reads.
+
+    Raises:
+      CheckpointError: there are checkpoints already, or they cannot be written.
+    """
+    if exists(workdir):
+        raise CheckpointError(f"{workdir} holds checkpoints already; choose another")
+    folder = folder_of(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{workdir} cannot be written: {error}") from error
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(0, variables, meta, None)
+        checkpoints.wait()
+
+
+def to_leaves(state: Any) -> Leaves:
+    """A pytree's leaves as host arrays of their own, by path."""
+    nested = serialization.to_state_dict(state)
+    flat = traverse_util.flatten_dict(nested, sep="/")
+    # Copies: on CPU a view would alias buffers that the next step is given.
+    return {path: np.array(jax.device_get(leaf)) for path, leaf in flat.items()}
+
+
+def from_leaves(target: Any, leaves: Leaves) -> Any:
+    """`target`'s pytree with the values of `leaves`.
+
+    Raises:
+      CheckpointError: listing every missing, unexpected or misshapen leaf.
+    """
+    nested = serialization.to_state_dict(target)
+    expected: dict[str, Any] = traverse_util.flatten_dict(
+        nested, sep="/", keep_empty_nodes=True
+    )
+    full, problems = {}, [f"{p}: unexpected" for p in leaves if p not in expected]
+    for path, leaf in expected.items():
+        if leaf is traverse_util.empty_node:
+            full[path] = leaf
+        elif path not in leaves:
+            problems.append(f"{path}: missing")
+        elif leaves[path].shape != leaf.shape or leaves[path].dtype != leaf.dtype:
+            found = f"{leaves[path].shape} {leaves[path].dtype}"
+            problems.append(f"{path}: {found}, expected {leaf.shape} {leaf.dtype}")
+        else:
+            full[path] = leaves[path]
+    if problems:
+        raise CheckpointError(
+            "the checkpoint is of another net: " + "; ".join(problems)
+        )
+    nested = traverse_util.unflatten_dict(full, sep="/")
+    return serialization.from_state_dict(target, nested)
+
+
+def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
+    model = item == "model"
+    return {
+        k: v for k, v in leaves.items() if (k.split("/")[0] in _MODEL_KEYS) == model
+    }
+
+
+def _nest(leaves: dict[str, Any]) -> Tree:
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _describe(leaves: Leaves) -> dict[str, dict[str, Any]]:
+    return {
+        path: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "crc32": zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data),
+        }
+        for path, leaf in leaves.items()
+    }
+
+
+def _top1(metrics: dict[str, float]) -> float:
+    return metrics["top1"]
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that a result depends on."""
+    names = ("vgg-flax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,31 @@
+"""A run's directory: made, and tried."""
+
+import shutil
+
+from etils import epath
+
+from vgg_flax import storage
+from vgg_flax.errors import ConfigError
+
+
+def prepare(workdir: epath.Path, checkpoint_bytes: int) -> None:
+    """Makes the directory and sees that it can be written to and holds a checkpoint.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    probe = workdir / ".writable"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("probe")
+        probe.unlink()
+        free = shutil.disk_usage(workdir).free if storage.is_local(workdir) else None
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written to: {error}; choose another"
+        ) from error
+    if free is not None and free < checkpoint_bytes:
+        raise ConfigError(
+            f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, and a checkpoint "
+            f"takes {checkpoint_bytes / 2**20:,.0f} MiB; make room or choose another"
+        )

@@ -1,0 +1,74 @@
+"""What happened to a run: `WORKDIR/events.jsonl`, and its goodput.
+
+A line is a JSON object with `time` (ISO 8601, UTC), `event`, `step` (updates made) and
+what belongs to the event:
+
+| event | more of it |
+|---|---|
+| `start` | `began`, `versions`, `code`, `devices`, `device_kind`, `processes` |
+| `damaged` | a checkpoint was moved to `damaged/`: its `step`, `reason` |
+| `resumed` | from the checkpoint of `step` |
+| `compiled` | `seconds`; in several processes those of the first step, too |
+| `evaluation_started`, `evaluation_finished` | `split`; `seconds`, `top1` |
+| `save_started`, `save_finished` | of `step`; `productive_seconds` up to it |
+| `profiled` | `first_step`, `last_step` |
+| `stopped` | `signal`, goodput: after saving |
+| `error` | `type`, `message` |
+| `complete` | goodput |
+
+A start that no `stopped`, `error` or `complete` follows was killed. A save is known to
+be finished at the first step after it that looks.
+"""
+
+import logging
+import time
+from types import TracebackType
+from typing import Any
+
+from etils import epath
+
+from vgg_flax import console, storage
+from vgg_flax.errors import Interrupted
+
+Event = dict[str, Any]
+
+
+class Events:
+    """The file, in the process that is to write it; elsewhere nothing.
+
+    As a context it records the error that ends it. Events that cannot be written are
+    logged and lost: whatever keeps them out is about to stop the run with an error of
+    its own, which is the one to show.
+
+    Attributes:
+      past: the events of earlier starts, oldest first.
+      step: updates made, as each event is to say.
+    """
+
+    def __init__(self, workdir: epath.Path, *, active: bool):
+        path = workdir / "events.jsonl"
+        self.step = 0
+        self.past = storage.read_records(path) if active else []
+        self._file = storage.RecordFile(path, self.past) if active else None
+
+    def __enter__(self) -> "Events":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
+        if kind is not None and not isinstance(error, Interrupted):
+            self.write("error", type=kind.__name__, message=str(error)[:1000])
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Adds a line; a `step` among the facts counts instead of the run's."""
+        if self._file is None:
+            return
+        now = console.timestamp(time.time())
+        try:
+            self._file.append({"time": now, "event": event, "step": self.step} | facts)
+        except storage.RunDirectoryError as error:
+            logging.error("event %s is not recorded: %s", event, error)

@@ -1,0 +1,131 @@
+"""Metrics between two log records, and the speed, one step behind."""
+
+import math
+import time
+from typing import Any
+
+import jax
+
+from vgg_flax import console
+from vgg_flax.errors import VGGFlaxError
+from vgg_flax.runs.goodput import Goodput
+from vgg_flax.runs.log import Log
+
+
+class NonFiniteError(VGGFlaxError):
+    """The loss, the gradients or the params stopped being numbers."""
+
+
+class Meter:
+    """Metrics between two log records, read one step behind the step just sent.
+
+    So the host waits only for a step whose successor is queued already, and a loss
+    that is not finite is known one step later.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        batch_size: int,
+        steps_per_epoch: float,
+        total_steps: int,
+        log_every_steps: int,
+        goodput: Goodput,
+    ):
+        self._log, self._batch_size = log, batch_size
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+        self._log_every_steps, self._goodput = log_every_steps, goodput
+        self._pending: list[tuple[int, Any]] = []
+        self._start_window()
+        self.restart_clock()
+        self._speed: float | None = None  # seconds a step
+        self._announced = False
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes the metrics of a step just sent; reads those of the one before."""
+        self._pending.append((step, metrics))
+        while len(self._pending) > 1:
+            self._read()
+
+    def read_all(self) -> None:
+        """Waits for the step just sent."""
+        while self._pending:
+            self._read()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step (evaluating, saving) out of the speed."""
+        self._clock, self._clocked_steps = time.perf_counter(), 0
+        self._goodput.rest()
+
+    def _start_window(self) -> None:
+        self._sums = {"loss": 0.0, "top1": 0, "top5": 0, "count": 0}
+        self._steps = 0
+
+    def _read(self) -> None:
+        step, metrics = self._pending.pop(0)
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._goodput.step_ended()
+        self._check_finite(step, values)
+        for name in self._sums:
+            self._sums[name] += values[name]
+        self._steps += 1
+        self._clocked_steps += 1
+        if self._clocked_steps >= 2:  # the first one waits for the pipeline to fill
+            self._speed = (time.perf_counter() - self._clock) / self._clocked_steps
+        images_per_second = self._batch_size / self._speed if self._speed else None
+        self._log.advance(images_per_second)
+        left = (self._total_steps - step) * (self._speed or 0)
+        if not self._announced and self._clocked_steps == 10:
+            self._announced = True
+            self._log.say(
+                f"about {console.format_time(left)} to go, at {images_per_second:,.0f} "
+                "images/s"
+            )
+        is_last = step == self._total_steps
+        if step % self._log_every_steps == 0 or is_last:
+            self._record(step, values, images_per_second, left)
+
+    def _record(
+        self,
+        step: int,
+        values: dict[str, float],
+        images_per_second: float | None,
+        left: float,
+    ) -> None:
+        sums, count = self._sums, max(1, self._sums["count"])
+        skipped = self._steps * self._batch_size - sums["count"]
+        record = {
+            "step": step,
+            "epoch": step / self._steps_per_epoch,
+            "split": "train",
+            "loss": sums["loss"] / count,
+            "top1": sums["top1"] / count,
+            "top5": sums["top5"] / count,
+            "count": sums["count"],
+            "learning_rate": values["learning_rate"],
+            "gradient_norm": values["gradient_norm"],
+            "parameter_norm": values["parameter_norm"],
+        }
+        if images_per_second:
+            record |= {
+                "images_per_second": round(images_per_second, 1),
+                "seconds_left": round(left, 1),
+            }
+        for name, value in self._goodput.facts().items():
+            if name.startswith("goodput"):
+                record[name] = value
+        if skipped:
+            record["skipped"] = skipped
+        self._log.record(record)
+        self._start_window()
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        for name in ("loss", "gradient_norm", "parameter_norm"):
+            if not math.isfinite(values[name]):
+                raise NonFiniteError(
+                    f"{name.replace('_', ' ')} is {values[name]} at step {step}, with "
+                    f"learning rate {values['learning_rate']:g}: lower "
+                    "--config.optimizer.learning_rate or add warmup_epochs; the last "
+                    "good checkpoint is kept"
+                )

@@ -1,0 +1,1 @@
+"""The state, the step, the loop."""

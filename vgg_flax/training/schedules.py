@@ -1,0 +1,80 @@
+"""Learning-rate schedules, and the plateau rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from vgg_flax.config import OptimizerConfig
+
+
+def make_schedule(
+    config: OptimizerConfig, steps_per_epoch: float, total_steps: int
+) -> optax.Schedule:
+    """Learning rate as a function of the step (without the plateau's factor).
+
+    Args:
+      config: `schedule`, `warmup_epochs`, `decay_epochs`, `decay_factor`.
+      steps_per_epoch: need not be whole.
+      total_steps: where cosine reaches zero.
+    """
+    peak = config.learning_rate
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    boundaries: dict[int, float] = {}
+    for epoch in config.decay_epochs:  # several may fall on one step
+        step = max(0, round(epoch * steps_per_epoch) - warmup_steps)
+        boundaries[step] = boundaries.get(step, 1.0) * config.decay_factor
+    main = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "plateau": lambda: optax.constant_schedule(peak),
+        "step": lambda: optax.piecewise_constant_schedule(peak, boundaries),
+        "cosine": lambda: optax.cosine_decay_schedule(
+            peak, max(1, total_steps - warmup_steps)
+        ),
+    }[config.schedule]()
+    if not warmup_steps:
+        return main
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+class Plateau(struct.PyTreeNode):
+    """The paper's rule: divide the rate when validation accuracy stops improving.
+
+    Part of the training state, so that a resumed run decays where it would have.
+    """
+
+    best: jax.Array  # float32, highest validation top-1 so far
+    stale: jax.Array  # int32, evaluations since then, or since the last decay
+    decays: jax.Array  # int32, times the rate was multiplied by decay_factor
+
+
+def init_plateau() -> Plateau:
+    """Nothing seen, nothing decayed."""
+    zero = jnp.zeros((), jnp.int32)
+    return Plateau(best=jnp.full((), -jnp.inf, jnp.float32), stale=zero, decays=zero)
+
+
+def update_plateau(config: OptimizerConfig, plateau: Plateau, top1: float) -> Plateau:
+    """The state after an evaluation that found `top1` on the validation split."""
+    best, stale, decays = float(plateau.best), int(plateau.stale), int(plateau.decays)
+    top1 = float(np.float32(top1))  # as `best` is kept, or an equal one looks better
+    if top1 > best:
+        best, stale = top1, 0
+    else:
+        stale += 1
+    if stale >= config.plateau_patience and decays < config.plateau_max_decays:
+        stale, decays = 0, decays + 1
+    return Plateau(
+        best=jnp.asarray(best, jnp.float32),
+        stale=jnp.asarray(stale, jnp.int32),
+        decays=jnp.asarray(decays, jnp.int32),
+    )
+
+
+def plateau_factor(config: OptimizerConfig, plateau: Plateau) -> jax.Array | float:
+    """What the schedule is multiplied by; 1 under any other schedule."""
+    if config.schedule != "plateau":
+        return 1.0
+    return config.decay_factor ** plateau.decays.astype(jnp.float32)

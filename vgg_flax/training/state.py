@@ -1,0 +1,77 @@
+"""The training state, and the net that a config describes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from vgg_flax import model, parallel
+from vgg_flax.config import Config, ModelConfig
+from vgg_flax.errors import ConfigError
+from vgg_flax.training import optimizers, schedules
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes. Random keys and the data position are not here:
+    they follow from the seed and `step`.
+    """
+
+    step: jax.Array  # int32, updates made so far
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    plateau: schedules.Plateau
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def make_model(config: ModelConfig) -> model.VGG:
+    """The net that `config` describes.
+
+    Raises:
+      ConfigError: no such variant.
+    """
+    fields = dataclasses.asdict(config)
+    across = fields.pop("batch_norm_across_replicas")
+    try:
+        fields["variant"] = model.variant_name(config.variant)
+    except ValueError as error:
+        raise ConfigError(f"config.model.variant: {error}") from error
+    axis_name = parallel.AXIS_NAME if across else None
+    return model.VGG(**fields, batch_norm_axis=axis_name)
+
+
+def init_state(config: Config) -> TrainState:
+    """A new state, from `config.seed`; pass it to `jax.eval_shape` for shapes only."""
+    net = make_model(config.model)
+    side = net.smallest_image  # params don't depend on the size
+    images = jnp.zeros((1, side, side, net.in_channels), net.param_dtype)
+    variables = net.init(jax.random.key(config.seed), images)
+    # flax starts the statistics as float32, whatever the params are.
+    batch_stats = jax.tree.map(
+        lambda x: x.astype(net.param_dtype), variables.get("batch_stats", {})
+    )
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=batch_stats,
+        opt_state=optimizers.make_optimizer(config.optimizer).init(variables["params"]),
+        plateau=schedules.init_plateau(),
+    )
+
+
+def make_shards(
+    config: Config, replicas: int, devices: parallel.Devices | None = None
+) -> parallel.FCShards:
+    """How `config` cuts the FC kernels over `replicas`."""
+    if not config.shard_fc or replicas == 1:
+        return parallel.UNCUT
+    params = jax.eval_shape(lambda: init_state(config)).params
+    shapes = {k: v["kernel"].shape for k, v in params.items() if k.startswith("fc")}
+    return parallel.FCShards(shapes, replicas, jnp.dtype(config.model.dtype), devices)

@@ -1,0 +1,1 @@
+"""Weight files of five formats -> {name: array}; they know nothing of VGG."""

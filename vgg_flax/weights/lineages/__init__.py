@@ -1,0 +1,1 @@
+"""Named arrays <-> a VGG's variables: who wrote them, and with which pixels."""

@@ -1,0 +1,330 @@
+"""How each lineage names, orders and feeds its VGGs: a table, walked with Table 1.
+
+A layout says where each of our params lies in a foreign file and how its axes run
+there. Container formats are another matter (`containers`): any layout in any format.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vgg_flax import config
+from vgg_flax.images.preprocessing import Preprocessing
+from vgg_flax.model import VARIANTS
+
+TORCHVISION = Preprocessing(config.IMAGENET_MEAN, config.IMAGENET_STD, 256, 224)
+# pytorchcv's and mmpretrain's figures were measured with OpenCV's resize.
+OPENCV = dataclasses.replace(TORCHVISION, resize="cv2")
+# The authors' mean pixel, RGB, 0 to 255; nothing is divided (section 2.1).
+CAFFE = Preprocessing(
+    (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, 256, 224
+)
+# torchvision's VGG16_Weights.IMAGENET1K_FEATURES: the authors' weights, turned to RGB.
+FEATURES = Preprocessing((0.48235, 0.45882, 0.40784), (1 / 255,) * 3, 256, 224)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """What a file's first convolution expects.
+
+    Attributes:
+      preprocessing: in our convention, RGB.
+      bgr: whether conv1_1's input axis runs blue, green, red in the file.
+    """
+
+    preprocessing: Preprocessing
+    bgr: bool = False
+
+
+PIXELS = {
+    "torchvision": Pixels(TORCHVISION),
+    "opencv": Pixels(OPENCV),
+    "caffe": Pixels(CAFFE, bgr=True),
+    "features": Pixels(FEATURES),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One lineage.
+
+    Attributes:
+      name: as errors and `describe` give it.
+      pixels: a key of `PIXELS`; None: the names do not tell.
+      conv: a convolution's prefix. `{index}` counts torchvision's modules, `{norm}`
+        is the module after it, `{module}` counts convolutions and pools, `{keras}`
+        is Keras's suffix of the n-th layer of a class, `{stage}`, `{number}` are ours.
+      norm: a BatchNorm's prefix.
+      fc: the prefixes of fc6, fc7, fc8.
+      leaves: our leaf's name -> its name there.
+      kernel: axes of a 4-D kernel, of O, I, H, W.
+      dense: axes of a 2-D kernel.
+      flatten: how fc6's 2-D input axis was flattened: "CHW" or "HWC".
+      convolutional: the FC layers whose kernels are 4-D.
+      pixels_without_top: whether the convolutions' names alone tell the pixels.
+      rename: (pattern, replacement), applied to the file's names first.
+      ignored: names that hold nothing a forward pass needs.
+    """
+
+    name: str
+    pixels: str | None
+    conv: str
+    fc: tuple[str, str, str]
+    leaves: dict[str, str]
+    kernel: str
+    dense: str
+    flatten: str
+    norm: str = ""
+    convolutional: tuple[str, ...] = ()
+    pixels_without_top: bool = True
+    rename: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+# Saved from DataParallel, torch.compile and Lightning.
+_WRAPPERS = r"(module\.|_orig_mod\.|model\.)*"
+_TORCH: dict[str, Any] = {
+    "leaves": {
+        "kernel": "weight",
+        "bias": "bias",
+        "scale": "weight",
+        "mean": "running_mean",
+        "var": "running_var",
+    },
+    "kernel": "OIHW",
+    "dense": "OI",
+    "flatten": "CHW",
+    "rename": ((f"^{_WRAPPERS}", ""),),
+    "ignored": (r"\.num_batches_tracked$",),  # BatchNorm's step counter
+}
+_KERAS: dict[str, Any] = {"kernel": "HWIO", "dense": "IO", "flatten": "HWC"}
+_KERAS3 = {**_KERAS, "leaves": {"kernel": "0", "bias": "1"}}
+_OPTIMIZER = (r"^optimizer/", r"^optimizer_weights/", r"^top_level_model_weights/")
+
+LAYOUTS = (
+    Layout(
+        name="torchvision",
+        pixels="torchvision",
+        conv="features.{index}.",
+        norm="features.{norm}.",
+        fc=("classifier.0.", "classifier.3.", "classifier.6."),
+        **_TORCH,
+    ),
+    Layout(
+        name="torchvision before March 2017",
+        pixels="torchvision",
+        conv="features.{index}.",
+        norm="features.{norm}.",
+        fc=("classifier.1.", "classifier.4.", "classifier.6."),
+        **_TORCH,
+    ),
+    Layout(
+        name="timm",
+        pixels="torchvision",
+        conv="features.{index}.",
+        norm="features.{norm}.",
+        fc=("pre_logits.fc1.", "pre_logits.fc2.", "head.fc."),
+        convolutional=("fc6", "fc7"),
+        **_TORCH,
+    ),
+    Layout(
+        name="pytorchcv",
+        pixels="opencv",
+        conv="features.stage{stage}.unit{number}.conv.",
+        norm="features.stage{stage}.unit{number}.bn.",
+        fc=("output.fc1.fc.", "output.fc2.fc.", "output.fc3."),
+        **_TORCH,
+    ),
+    Layout(
+        name="mmpretrain",
+        pixels="opencv",
+        conv="features.{module}.conv.",
+        norm="features.{module}.bn.",
+        fc=("classifier.0.", "classifier.3.", "classifier.6."),
+        **{**_TORCH, "rename": ((rf"^{_WRAPPERS}(backbone\.)?", ""),)},
+    ),
+    Layout(
+        name="Keras applications",
+        pixels="caffe",
+        conv="block{stage}_conv{number}/",
+        fc=("fc1/", "fc2/", "predictions/"),
+        leaves={"kernel": "kernel", "bias": "bias"},
+        # block1_conv1/block1_conv1_W_1:0, fc1/fc1/kernel:0, model_weights/fc1/...
+        rename=(
+            (r"^model_weights/", ""),
+            (r"^(\w+)/(?:\1[/_])(?:W|kernel)(?:_\d+)?(?::0)?$", r"\1/kernel"),
+            (r"^(\w+)/(?:\1[/_])(?:b|bias)(?:_\d+)?(?::0)?$", r"\1/bias"),
+        ),
+        ignored=_OPTIMIZER,
+        **_KERAS,
+    ),
+    Layout(
+        name="Keras 3",
+        pixels="caffe",
+        conv="layers/conv2d{keras}/vars/",
+        fc=("layers/dense/vars/", "layers/dense_1/vars/", "layers/dense_2/vars/"),
+        pixels_without_top=False,  # a KerasHub backbone has the same names
+        ignored=_OPTIMIZER,
+        **_KERAS3,
+    ),
+    Layout(
+        name="KerasHub",
+        pixels="torchvision",
+        conv="layers/vgg_backbone/layers/conv2d{keras}/vars/",
+        fc=(
+            "layers/sequential/layers/conv2d/vars/",
+            "layers/sequential/layers/conv2d_1/vars/",
+            "layers/sequential/layers/dense/vars/",
+        ),
+        convolutional=("fc6", "fc7"),
+        ignored=_OPTIMIZER,
+        **_KERAS3,
+    ),
+    Layout(
+        name="Caffe",
+        pixels="caffe",
+        conv="conv{stage}_{number}/",
+        fc=("fc6/", "fc7/", "fc8/"),
+        leaves={"kernel": "0", "bias": "1"},
+        kernel="OIHW",
+        dense="OI",
+        flatten="CHW",
+    ),
+    Layout(
+        name="flaxmodels",
+        pixels="torchvision",
+        conv="conv{stage}_{number}/",
+        fc=("fc6/", "fc7/", "fc8/"),
+        leaves={"kernel": "weight", "bias": "bias"},
+        kernel="HWIO",
+        dense="IO",
+        flatten="CHW",
+    ),
+)
+BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+
+class Slot(NamedTuple):
+    """One of our leaves and its foreign name."""
+
+    collection: str  # "params" or "batch_stats"
+    layer: str
+    leaf: str
+    foreign: str
+    window: int = 0  # the kernel's side, where Table 1 gives it
+
+    @property
+    def path(self) -> str:
+        """`params/conv1_1/kernel`, as checkpoints write it."""
+        return f"{self.collection}/{self.layer}/{self.leaf}"
+
+
+def slots(
+    layout: Layout, variant: str, *, conv_bias: bool = True, include_top: bool = True
+) -> Iterator[Slot]:
+    """Walks Table 1: every leaf of `variant` with its name under `layout`."""
+    table = VARIANTS[variant]
+    index = module = count = 0
+    for stage, windows in enumerate(table.stages, start=1):
+        for number, window in enumerate(windows, start=1):
+            place = {
+                "stage": stage,
+                "number": number,
+                "index": index,
+                "norm": index + 1,
+                "module": module,
+                "keras": f"_{count}" if count else "",
+            }
+            name = f"{stage}_{number}"
+            prefix = layout.conv.format(**place)
+            yield _slot(layout, "params", f"conv{name}", "kernel", prefix, window)
+            if conv_bias:
+                yield _slot(layout, "params", f"conv{name}", "bias", prefix)
+            if table.batch_norm and layout.norm:
+                prefix = layout.norm.format(**place)
+                yield _slot(layout, "params", f"bn{name}", "scale", prefix)
+                yield _slot(layout, "params", f"bn{name}", "bias", prefix)
+                yield _slot(layout, "batch_stats", f"bn{name}", "mean", prefix)
+                yield _slot(layout, "batch_stats", f"bn{name}", "var", prefix)
+            index += 3 if table.batch_norm else 2  # convolution, (norm,) ReLU
+            module += 1
+            count += 1
+        index += 1  # the pool
+        module += 1
+    if include_top:
+        for layer, prefix in zip(("fc6", "fc7", "fc8"), layout.fc, strict=True):
+            yield _slot(layout, "params", layer, "kernel", prefix)
+            yield _slot(layout, "params", layer, "bias", prefix)
+
+
+def _slot(
+    layout: Layout, collection: str, layer: str, leaf: str, prefix: str, window: int = 0
+) -> Slot:
+    return Slot(collection, layer, leaf, prefix + layout.leaves[leaf], window)
+
+
+def own_names(layout: Layout, names: Any) -> dict[str, str]:
+    """The file's names that matter, by the name `slots` would give them.
+
+    Where that would be one for two of them, neither gets it.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        short = name
+        for pattern, replacement in layout.rename:
+            short = re.sub(pattern, replacement, short)
+        if not any(re.search(pattern, short) for pattern in layout.ignored):
+            found.setdefault(short, []).append(name)
+    chosen = {short: name[0] for short, name in found.items() if len(name) == 1}
+    for rivals in found.values():
+        if len(rivals) > 1:
+            chosen |= {f"{name} (of {len(rivals)})": name for name in rivals}
+    return chosen
+
+
+def turn(layout: Layout, slot: Slot, array: np.ndarray, channels: int) -> np.ndarray:
+    """A foreign array as ours, kernels HWIO: a view, wherever NumPy can give one.
+
+    Args:
+      channels: of the last convolution, to find fc6's window in a flattened kernel.
+
+    Raises:
+      ValueError: it cannot be what the slot needs.
+    """
+    is_fc = slot.layer.startswith("fc")
+    if array.ndim == 4 and is_fc and slot.layer not in layout.convolutional:
+        # Caffe's first versions write every blob in 4-D: [1, 1, out, in].
+        array = array.reshape(array.shape[2:]) if array.shape[:2] == (1, 1) else array
+    if slot.leaf != "kernel":
+        is_row = array.size == array.shape[-1] if array.ndim else False
+        return array.reshape(-1) if is_row else array
+    if array.ndim == 4:
+        return array.transpose([layout.kernel.index(axis) for axis in "HWIO"])
+    if array.ndim != 2 or not is_fc:
+        raise ValueError("not a kernel")
+    sizes = {"H": 1, "W": 1, "C": array.shape[layout.dense.index("I")]}
+    if slot.layer == "fc6":
+        side = math.isqrt(sizes["C"] // channels)
+        if side * side * channels != sizes["C"]:
+            raise ValueError(f"its input is no square window of {channels} channels")
+        sizes = {"H": side, "W": side, "C": channels}
+    axes = layout.dense.replace("I", layout.flatten)  # "OCHW" or "HWCO"
+    sizes["O"] = array.shape[layout.dense.index("O")]
+    turned = array.reshape([sizes[axis] for axis in axes])
+    return turned.transpose([axes.index(axis) for axis in "HWCO"])
+
+
+def turn_back(layout: Layout, slot: Slot, array: np.ndarray) -> np.ndarray:
+    """One of our arrays as `layout` writes it; the inverse of `turn`."""
+    if slot.leaf != "kernel":
+        return array
+    if slot.layer.startswith("conv") or slot.layer in layout.convolutional:
+        return array.transpose(["HWIO".index(axis) for axis in layout.kernel])
+    axes = layout.dense.replace("I", layout.flatten)
+    turned = array.transpose(["HWCO".index(axis) for axis in axes])
+    out = array.shape[-1]
+    return turned.reshape((out, -1) if axes[0] == "O" else (-1, out))
