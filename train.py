@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from vgg_flax import errors
 from vgg_flax.config import recipe
 from vgg_flax.parallel import distributed
-from vgg_flax.training import trainer
+from vgg_flax.training import objectives, trainer
 
 _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
@@ -25,7 +25,7 @@ def main(_: list[str]) -> None:
     path, settings = recipe.of_flags()
     workdir = flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}"
     distributed.initialize(flags.FLAGS.distributed)
-    trainer.train_and_evaluate(settings, workdir)
+    trainer.train_and_evaluate(settings, workdir, objectives.of_recipe(path))
 
 
 def _define_flags() -> None:

@@ -13,19 +13,12 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import psutil
-from etils import epath
 
 from configs import default
 from vgg_flax import config, parallel
-from vgg_flax.data import batches as batches_lib
-from vgg_flax.data.batches import Shard
-from vgg_flax.parallel import signals
-from vgg_flax.runs import checkpoint, events
 from vgg_flax.training import trainer
 
 
@@ -49,25 +42,11 @@ def vgg11_at_64() -> config.Config:
     return recipe
 
 
-def start(recipe: config.Config, workdir: str) -> Any:
-    """A run that is about to train, with its compiled step."""
-    recipe = config.check(recipe)
-    run = trainer._Run(recipe, epath.Path(workdir), Shard())
-    checkpoints = checkpoint.Checkpoints(checkpoint.folder_of(workdir), 3)
-    happened = events.Events(run.workdir, active=True)
-    run.start(checkpoints, signals.Signals(), happened)
-    return run
-
-
-def bare_seconds(run: Any, step: Callable[..., Any], steps: int) -> float:
-    """Seconds a step of the compiled step alone."""
-    batches = batches_lib.train_batches(
-        run.config.data, run.train_split, seed=0, start_step=0, shard=Shard()
-    )
-    batch = parallel.shard(next(batches))
-    del batches
-    state = parallel.replicate(jax.device_get(run.state))
-    state, metrics = step(state, batch)
+def bare_seconds(run: trainer.Run, steps: int) -> float:
+    """Seconds a step of the compiled step alone, which uses the run's state up."""
+    step = run.job.compile_train_step(run.state)
+    batch = parallel.shard(next(run.job.train_batches(0)))
+    state, metrics = step(run.state, batch)
     jax.block_until_ready(state)
     begin = time.perf_counter()
     for _ in range(steps):
@@ -76,56 +55,46 @@ def bare_seconds(run: Any, step: Callable[..., Any], steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def loop_seconds(run: Any, step: Callable[..., Any], steps: int) -> float:
+def loop_seconds(run: trainer.Run) -> float:
     """Seconds a step of the trainer's loop, from its third step on."""
     stamps: list[float] = []
-
-    def stamped(state: Any, batch: Any) -> Any:
-        stamps.append(time.perf_counter())
-        return step(state, batch)
-
-    run.state = parallel.replicate(jax.device_get(run.state))
-    run.step, run.plan = 0, dataclasses.replace(run.plan, total_steps=steps + 3)
-    run._compile_train_step = lambda: stamped
-    run._evaluate_and_save = lambda: None
-    run.train()
-    return (stamps[-1] - stamps[2]) / (len(stamps) - 3)
+    run.train(lambda _: stamps.append(time.perf_counter()))
+    return (stamps[-2] - stamps[2]) / (len(stamps) - 4)  # the last one saves
 
 
 def compare(name: str, recipe: config.Config, pairs: int, steps: int) -> None:
     """Prints the median ratio of `pairs` alternating measurements."""
-    with tempfile.TemporaryDirectory() as workdir:
-        run = start(recipe, workdir)
-        step = run._compile_train_step()
-        ratios, speeds = [], []
-        for _ in range(pairs):
-            bare = bare_seconds(run, step, steps)
-            loop = loop_seconds(run, step, steps)
-            ratios.append(bare / loop)
-            speeds.append(recipe.data.batch_size / loop)
-        print(
-            f"{name}: loop/bare {statistics.median(ratios):.3f} "
-            f"({', '.join(f'{r:.3f}' for r in ratios)}), "
-            f"{statistics.median(speeds):,.0f} images/s"
-        )
+    recipe = dataclasses.replace(recipe, num_steps=steps + 4)
+    ratios, speeds = [], []
+    for _ in range(pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            with trainer.open_run(recipe, f"{folder}/bare") as run:
+                bare = bare_seconds(run, steps)
+            with trainer.open_run(recipe, f"{folder}/loop") as run:
+                loop = loop_seconds(run)
+        ratios.append(bare / loop)
+        speeds.append(recipe.data.batch_size / loop)
+    print(
+        f"{name}: loop/bare {statistics.median(ratios):.3f} "
+        f"({', '.join(f'{r:.3f}' for r in ratios)}), "
+        f"{statistics.median(speeds):,.0f} images/s"
+    )
 
 
 def memory(recipe: config.Config) -> None:
     """Prints the resident memory at steps 100 and 1,000 of the loop."""
     resident: dict[int, int] = {}
-    with tempfile.TemporaryDirectory() as workdir:
-        run = start(recipe, workdir)
-        step = run._compile_train_step()
 
-        def watched(state: Any, batch: Any) -> Any:
-            if run.step + 1 in (100, 1000):
-                resident[run.step + 1] = psutil.Process().memory_info().rss
-            return step(state, batch)
+    def note(step: int) -> None:
+        if step in (100, 1000):
+            resident[step] = psutil.Process().memory_info().rss
 
-        run.plan = dataclasses.replace(run.plan, total_steps=1001)
-        run._compile_train_step = lambda: watched
-        run._evaluate_and_save = lambda: None
-        run.train()
+    recipe = dataclasses.replace(recipe, num_steps=1001)
+    with (
+        tempfile.TemporaryDirectory() as workdir,
+        trainer.open_run(recipe, workdir) as run,
+    ):
+        run.train(note)
     mib = {step: size / 2**20 for step, size in resident.items()}
     print(
         f"memory: {mib[100]:,.0f} MiB at step 100, {mib[1000]:,.0f} MiB at step 1,000, "

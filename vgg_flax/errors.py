@@ -9,9 +9,6 @@ class ConfigError(VGGFlaxError):
     """A setting that is unknown, of the wrong type, or out of range."""
 
 
-pass
-
-
 class Interrupted(VGGFlaxError):
     """SIGINT or SIGTERM came, and what was done is saved.
 

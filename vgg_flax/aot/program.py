@@ -19,11 +19,13 @@ from vgg_flax import config as config_lib
 from vgg_flax import errors, parallel
 from vgg_flax.aot.chips import CHIPS, Chip
 from vgg_flax.config import Config
+from vgg_flax.data import batches
 from vgg_flax.errors import VGGFlaxError
 from vgg_flax.evaluation import posteriors
 from vgg_flax.images import preprocessing
-from vgg_flax.training import schedules, step
+from vgg_flax.training import objectives, schedules, step
 from vgg_flax.training import state as state_lib
+from vgg_flax.training.objectives import CLASSIFICATION, Objective
 
 PROGRAMS = ("train", "evaluate", "dense")
 
@@ -122,6 +124,7 @@ def compile_program(
     devices: Sequence[Any],
     per_chip_batch: int | None = None,
     image_size: tuple[int, int] | None = None,
+    objective: Objective = CLASSIFICATION,
 ) -> Program:
     """Compiles the very step that training or evaluation would run on `devices`.
 
@@ -132,6 +135,7 @@ def compile_program(
       devices: of `devices_of`.
       per_chip_batch: images; None: the recipe's global batch over the chips.
       image_size: of "dense": height and width; None: 4:3 at the recipe's test_scale.
+      objective: the recipe's.
 
     Raises:
       ConfigError: the recipe is wrong, or its batch does not divide over the chips.
@@ -139,6 +143,7 @@ def compile_program(
     """
     chips = len(devices)
     config, each = _check_batch(name, config, chips, per_chip_batch)
+    objectives.check(objective, config.objective)
     size = (config.data.crop_size, config.data.crop_size)
     if name == "dense":
         size = image_size or (config.data.test_scale, config.data.test_scale * 4 // 3)
@@ -152,7 +157,7 @@ def compile_program(
         kinds["optimizer"] = state.opt_state
     batch = _batch_shapes(name, config, (chips, each), size)
     mapped = parallel.pmap_step(
-        _make_step(name, config, shards),
+        _make_step(name, config, objective, shards),
         donate_state=name == "train",
         state_axes=shards.axes(given),
         devices=devices,
@@ -200,13 +205,13 @@ def _check_batch(
 
 
 def _make_step(
-    name: str, config: Config, shards: parallel.FCShards
+    name: str, config: Config, objective: Objective, shards: parallel.FCShards
 ) -> Callable[..., Any]:
     if name == "train":
         schedule = schedules.make_schedule(config.optimizer, 1000.0, 100_000)
-        return step.make_train_step(config, schedule, shards)
+        return step.make_train_step(config, schedule, objective, shards)
     if name == "evaluate":
-        return step.make_eval_step(config, shards)
+        return step.make_eval_step(config, objective, shards)
     net = state_lib.make_model(config.model)
     return posteriors.make_step(net, preprocessing.Preprocessing.of(config.data))
 
@@ -214,16 +219,13 @@ def _make_step(
 def _batch_shapes(
     name: str, config: Config, lead: tuple[int, int], size: tuple[int, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = jax.ShapeDtypeStruct
-    batch = {"image": shape((*lead, *size, config.model.in_channels), jnp.uint8)}
-    if name == "dense":
-        return batch | {"size": shape((*lead, 2), jnp.int32)}
-    batch |= {"label": shape(lead, jnp.int32), "mask": shape(lead, jnp.bool_)}
-    if name == "train":
-        batch["index"] = shape(lead, jnp.int32)
-        if config.data.color_shift:
-            batch["color_shift"] = shape((*lead, 3), jnp.float32)
-    return batch
+    if name != "dense":
+        return batches.batch_shapes(config.data, lead, train=name == "train")
+    image = (*lead, *size, config.model.in_channels)
+    return {
+        "image": jax.ShapeDtypeStruct(image, jnp.uint8),
+        "size": jax.ShapeDtypeStruct((*lead, 2), jnp.int32),
+    }
 
 
 def find_batch(

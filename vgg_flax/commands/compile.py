@@ -45,15 +45,17 @@ def _run(options: argparse.Namespace) -> None:
     from vgg_flax.aot import roofline, tables
     from vgg_flax.aot.program import Program
     from vgg_flax.config import recipe
+    from vgg_flax.training import objectives
 
     settings = recipe.read(options.config, options.overrides)
+    objective = objectives.of_recipe(options.config)
     devices = program_lib.devices_of(options.topology)
 
     def compile_batch(batch: int | None) -> Program:
         what = "the recipe's batch" if batch is None else f"{batch} images a chip"
         print(f"compiling {options.program} for {what}: minutes", file=sys.stderr)
         return program_lib.compile_program(
-            options.program, settings, devices, batch, options.image_size
+            options.program, settings, devices, batch, options.image_size, objective
         )
 
     if options.find_batch:
@@ -64,9 +66,9 @@ def _run(options: argparse.Namespace) -> None:
         )
     else:
         program = compile_batch(options.per_chip_batch)
-    told = roofline.report(program)
-    print(tables.compile_tables(told))
+    report = roofline.report(program)
+    print(tables.compile_tables(report))
     if options.output:
         path = epath.Path(options.output)
-        path.write_text(json.dumps(told, indent=2) + "\n")
+        path.write_text(json.dumps(report, indent=2) + "\n")
         print(f"in full: {path}")

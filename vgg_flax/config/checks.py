@@ -14,6 +14,7 @@ CHOICES = {
     "data.train_view": ("paper", "resized_crop", "pad_crop"),
     "data.train_resize": ("pillow", "cv2"),
     "data.on_bad_image": ("stop", "skip"),
+    "fc_exchange": ("auto", "neighbours", "scatter"),
     "optimizer.schedule": ("constant", "step", "cosine", "plateau"),
 }
 

@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "data.on_bad_image",
     "remat",
     "shard_fc",
+    "fc_exchange",
     "log_every_steps",
     "checkpoint_every_steps",
     "keep_checkpoints",

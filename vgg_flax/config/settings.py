@@ -106,6 +106,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    objective: str = "classification"  # its name: training.objectives
     seed: int = 0
     num_epochs: float = 90.0
     num_steps: int | None = None  # instead of num_epochs, when given
@@ -115,6 +116,7 @@ class Config:
     step_timeout_seconds: float = 900.0  # of several processes, compiling included
     remat: bool = False  # stages compute their activations twice, to save memory
     shard_fc: bool = False  # FC kernels cut over the replicas: parallel.FCShards
+    fc_exchange: str = "auto"  # of shard_fc's gradients: parallel.FCShards
     keep_checkpoints: int = 3  # the newest ones; the best is kept besides
     init_from: str = ""  # a run directory whose params a new run starts from
     init_layers: tuple[str, ...] = ()  # only these; empty: all of them

@@ -77,28 +77,27 @@ def num_eval_steps(config: DataConfig, split: Split) -> int:
     return -(-len(split) // config.eval_batch_size)
 
 
-def train_batch_shapes(config: DataConfig, shard: Shard) -> dict[str, Any]:
-    """What `train_batches` yields, as shapes with a leading axis of local devices."""
-    shapes = eval_batch_shapes(config, shard, config.batch_size)
-    lead = shapes["label"].shape
-    shapes["index"] = jax.ShapeDtypeStruct(lead, np.int32)
-    if config.color_shift:
-        shapes["color_shift"] = jax.ShapeDtypeStruct((*lead, 3), np.float32)
-    return shapes
+def batch_shapes(
+    config: DataConfig, lead: tuple[int, ...], *, train: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `train_batches` or `eval_batches` yield, as shapes.
 
-
-def eval_batch_shapes(
-    config: DataConfig, shard: Shard, batch_size: int | None = None
-) -> dict[str, Any]:
-    """What `eval_batches` yields, as shapes with a leading axis of local devices."""
-    devices = jax.local_device_count()
-    local = shard.local_size(batch_size or config.eval_batch_size)
-    lead, side = (devices, local // devices), config.crop_size
-    return {
-        "image": jax.ShapeDtypeStruct((*lead, side, side, len(config.mean)), np.uint8),
-        "label": jax.ShapeDtypeStruct(lead, np.int32),
-        "mask": jax.ShapeDtypeStruct(lead, np.bool_),
+    Args:
+      config: of the data.
+      lead: the first axes: `(batch,)`, or `(devices, each)` as `parallel.shard` has it.
+      train: whether as `train_batches`.
+    """
+    shape, side = jax.ShapeDtypeStruct, config.crop_size
+    shapes = {
+        "image": shape((*lead, side, side, len(config.mean)), np.uint8),
+        "label": shape(lead, np.int32),
+        "mask": shape(lead, np.bool_),
     }
+    if train:
+        shapes["index"] = shape(lead, np.int32)
+        if config.color_shift:
+            shapes["color_shift"] = shape((*lead, 3), np.float32)
+    return shapes
 
 
 class _Decoded:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from vgg_flax.parallel import replicas
 from vgg_flax.parallel.replicas import AXIS_NAME, Devices
 
+EXCHANGES = ("neighbours", "scatter")
+
 
 @dataclasses.dataclass(frozen=True)
 class FCShards:
@@ -19,17 +21,39 @@ class FCShards:
     under the convolutions of the forward pass, their gradients are reduced under those
     of the backward pass (`halve`), and a replica stores and updates 1/N of them.
 
+    How gradients are reduced depends on the devices. On a TPU's torus "neighbours"
+    exchange halves, by ppermute, which runs beside the computation; elsewhere one
+    psum_scatter ("scatter") leaves it to the library that knows the wires.
+
     Attributes:
       shapes: of the full kernels, by layer; empty: nothing is cut.
       replicas: N, over all processes.
       dtype: of what travels: the computation's.
       devices: of the replicas; None: all there are.
+      exchange: one of `EXCHANGES`; None: "neighbours" on TPUs, else "scatter".
     """
 
     shapes: dict[str, tuple[int, ...]]
     replicas: int
     dtype: Any = jnp.float32
     devices: Devices | None = None
+    exchange: str | None = None
+
+    @property
+    def chosen_exchange(self) -> str:
+        """`exchange`, or what suits the devices."""
+        if self.exchange is not None:
+            return self.exchange
+        platform = (self.devices or jax.devices())[0].platform
+        return "neighbours" if platform == "tpu" else "scatter"
+
+    @property
+    def description(self) -> str:
+        """How they are cut, for people."""
+        how = "one reduce-scatter"
+        if self._by_neighbours:
+            how = f"{self.rounds} exchanges with neighbours"
+        return f"cut over {self.replicas} replicas, gradients reduced by {how}"
 
     # What one replica does, within a mapped step. A kernel [.., in, out] is N chunks of
     # rows [N, rows, out]; a replica's own is the one at its index.
@@ -38,6 +62,11 @@ class FCShards:
     def rounds(self) -> int:
         """How many times `halve` is to be called, with 0, 1, ..."""
         return len(self._orders[0]) if self.shapes else 0
+
+    @property
+    def growth(self) -> int:
+        """How many chunks `halve` takes for each that it gives."""
+        return 2 if self._by_neighbours else self.replicas
 
     def rows(self, params: Any) -> dict[str, jax.Array]:
         """This replica's rows of the kernels that are cut, ready for `gather`."""
@@ -65,12 +94,11 @@ class FCShards:
     def halve(self, number: int, pending: Any) -> Any:
         """A round of reduce-scatter: half as many chunks `[M, rows, out / 2]`.
 
-        Replica i exchanges half of what it has with replica i ^ 2**k, and adds. The
-        sums stay in the params' type and are rounded to `dtype` only to travel. Made
-        of ppermute, which TPUs do beside the computation; they stand still for a
-        psum_scatter. Neighbours exchange the largest halves, and the two halves of
-        the columns go along different axes of the torus. Where N is no power of two,
-        the one round is a psum_scatter.
+        By neighbours replica i exchanges half of what it has with replica i ^ 2**k,
+        and adds. The sums stay in the params' type and are rounded to `dtype` only to
+        travel. Neighbours exchange the largest halves, and the two halves of the
+        columns go along different axes of the torus. By a psum_scatter, and where N is
+        no power of two, the one round takes all chunks at once.
         """
         return {
             layer: [
@@ -97,12 +125,17 @@ class FCShards:
         total = own.astype(self._sum_dtype) + received.astype(self._sum_dtype)
         return total.reshape(-1, *x.shape[1:])
 
-    def own(self, pending: Any) -> dict[str, jax.Array]:
-        """What the last round left: the gradient of each replica's own rows."""
-        return {
-            layer: jnp.concatenate([x[0] for x in halves], axis=-1)
-            for layer, halves in pending.items()
-        }
+    def psum(self, tree: Any) -> Any:
+        """The sums over the replicas of all leaves but the cut kernels' gradients.
+
+        Those are a replica's own rows, and `halve` has summed them.
+        """
+        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+        shared = [leaf for path, leaf in paths if not self._is_cut(path)]
+        summed = iter(jax.lax.psum(shared, AXIS_NAME))
+        return structure.unflatten(
+            [leaf if self._is_cut(path) else next(summed) for path, leaf in paths]
+        )
 
     def norm(self, tree: Any) -> jax.Array:
         """The L2 norm of params or gradients, the others' rows included."""
@@ -169,12 +202,17 @@ class FCShards:
         Neighbours in the list of devices alternate between the axes of a torus, at
         least at first.
         """
-        count = self.replicas.bit_length() - 1
-        if 2**count != self.replicas:
+        if not self._by_neighbours:
             return (0,), (0,)
+        count = self.replicas.bit_length() - 1
         first = tuple(2**k for k in range(count))
         swapped = tuple(first[k ^ 1 if k ^ 1 < count else k] for k in range(count))
         return first, swapped
+
+    @property
+    def _by_neighbours(self) -> bool:
+        is_power_of_two = self.replicas & (self.replicas - 1) == 0
+        return is_power_of_two and self.chosen_exchange == "neighbours"
 
     @property
     def _sum_dtype(self) -> jnp.dtype:

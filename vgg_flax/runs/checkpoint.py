@@ -85,13 +85,13 @@ class Checkpoints:
         policies = [
             preservation_policy.LatestN(keep),
             preservation_policy.BestN(
-                get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
             ),
         ]
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=_top1,
+                best_fn=_score,
                 best_mode="max",
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 # A run that is saving has one, and would lose it to its readers.
@@ -109,7 +109,11 @@ class Checkpoints:
             raise self._save_error(self._saving, error) from error
 
     def save(
-        self, step: int, state: Any, meta: dict[str, Any], top1: float | None
+        self,
+        step: int,
+        state: Any,
+        meta: dict[str, Any],
+        score: tuple[str, float] | None,
     ) -> None:
         """Starts saving `state` as `step`; its buffers may be donated at once.
 
@@ -117,7 +121,8 @@ class Checkpoints:
           step: the number of updates made.
           state: a pytree of arrays, equal on all devices.
           meta: JSON-like; what the checkpoint is.
-          top1: on the validation split, for "best"; None if not evaluated.
+          score: a name and what it is on the validation split, for "best", which has
+            the largest; None if not validated.
 
         Raises:
           CheckpointError: the disk is full, or the folder is gone or read-only.
@@ -130,7 +135,7 @@ class Checkpoints:
             if (part := _part(leaves, item))
         }
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
-        metrics = None if top1 is None else {"top1": top1}
+        metrics = None if score is None else dict([score])
         self._saving = step
         try:
             if step in self.steps():  # saved by a signal, and evaluated only now
@@ -161,7 +166,7 @@ class Checkpoints:
         )
 
     def best_step(self) -> int | None:
-        """The step with the highest validation top-1, if any was evaluated."""
+        """The step with the highest score, if any was validated."""
         return self._manager.best_step()
 
     def read_newest(
@@ -393,8 +398,9 @@ def _describe(leaves: Leaves) -> dict[str, dict[str, Any]]:
     }
 
 
-def _top1(metrics: dict[str, float]) -> float:
-    return metrics["top1"]
+def _score(metrics: dict[str, float]) -> float:
+    (score,) = metrics.values()
+    return score
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ what belongs to the event:
 | `damaged` | a checkpoint was moved to `damaged/`: its `step`, `reason` |
 | `resumed` | from the checkpoint of `step` |
 | `compiled` | `seconds`; in several processes those of the first step, too |
-| `evaluation_started`, `evaluation_finished` | `split`; `seconds`, `top1` |
+| `evaluation_started`, `evaluation_finished` | `split`; `seconds`, what decides |
 | `save_started`, `save_finished` | of `step`; `productive_seconds` up to it |
 | `profiled` | `first_step`, `last_step` |
 | `stopped` | `signal`, goodput: after saving |
@@ -20,6 +20,7 @@ A start that no `stopped`, `error` or `complete` follows was killed. A save is k
 be finished at the first step after it that looks.
 """
 
+import dataclasses
 import logging
 import time
 from types import TracebackType
@@ -33,6 +34,19 @@ from vgg_flax.errors import Interrupted
 Event = dict[str, Any]
 
 
+@dataclasses.dataclass
+class Position:
+    """Where a run stands: one object, of which all that tell of it know.
+
+    Attributes:
+      step: updates made.
+      validated: whether the validation due at that step was made.
+    """
+
+    step: int = 0
+    validated: bool = True
+
+
 class Events:
     """The file, in the process that is to write it; elsewhere nothing.
 
@@ -42,12 +56,12 @@ class Events:
 
     Attributes:
       past: the events of earlier starts, oldest first.
-      step: updates made, as each event is to say.
     """
 
-    def __init__(self, workdir: epath.Path, *, active: bool):
+    def __init__(self, workdir: epath.Path, position: Position, *, active: bool):
+        """Opens the file; each event says the `position`'s step."""
         path = workdir / "events.jsonl"
-        self.step = 0
+        self._position = position
         self.past = storage.read_records(path) if active else []
         self._file = storage.RecordFile(path, self.past) if active else None
 
@@ -64,11 +78,11 @@ class Events:
             self.write("error", type=kind.__name__, message=str(error)[:1000])
 
     def write(self, event: str, **facts: Any) -> None:
-        """Adds a line; a `step` among the facts counts instead of the run's."""
+        """Adds a line; a `step` among the facts counts instead of the position's."""
         if self._file is None:
             return
-        now = console.timestamp(time.time())
+        now, step = console.timestamp(time.time()), self._position.step
         try:
-            self._file.append({"time": now, "event": event, "step": self.step} | facts)
+            self._file.append({"time": now, "event": event, "step": step} | facts)
         except storage.RunDirectoryError as error:
             logging.error("event %s is not recorded: %s", event, error)

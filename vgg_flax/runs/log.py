@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: records, lines, a progress bar, its speed."""
+"""What a run tells while it goes on: records, lines, a progress bar."""
 
 import contextlib
 import sys
@@ -11,7 +11,9 @@ from etils import epath
 
 from vgg_flax import console, storage
 from vgg_flax.errors import VGGFlaxError
+from vgg_flax.metrics import Metrics
 from vgg_flax.runs import curves
+from vgg_flax.runs.events import Position
 from vgg_flax.runs.tensorboard import Board
 
 _RECORDS = "metrics.jsonl"
@@ -31,35 +33,43 @@ class Log:
     def __init__(
         self,
         workdir: epath.Path,
+        metrics: Metrics,
         *,
-        start_step: int,
-        evaluated: bool,
+        start: Position,
         total_steps: int,
         active: bool,
     ):
         """Opens the files, without the records of a killed run that come again.
 
-        Those are all after `start_step`, and that step's own evaluation, if it was not
-        `evaluated` when it was saved.
+        Those are all after the step where it starts, and that step's own validation,
+        if it was not made when the step was saved.
         """
-        self._workdir, self._active = workdir, active
-        self._total_steps, self._start_step = total_steps, start_step
+        self._workdir, self._metrics, self._active = workdir, metrics, active
+        self._total_steps = total_steps
         self._bar = None
         self.records: list[dict[str, Any]] = []
         if not active:
             return
+        # A validation that was not made when its step was saved comes again, too.
         self.records = [
             record
             for record in read_records(workdir)
-            if record["step"] < start_step + (evaluated or record["split"] == "train")
+            if record["step"] + (record["split"] != "train" and not start.validated)
+            <= start.step
         ]
         self._file = storage.RecordFile(workdir / _RECORDS, self.records)
         with self._written():
-            self._board = Board(workdir / "tensorboard", start_step + 1)
+            self._board = Board(workdir / "tensorboard", start.step + 1)
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
-                initial=start_step, total=total_steps, unit="step", dynamic_ncols=True
+                initial=start.step, total=total_steps, unit="step", dynamic_ncols=True
             )
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
@@ -90,7 +100,8 @@ class Log:
         """Redraws `curves.png` and lets TensorBoard see what was written."""
         if self._active:
             with self._written():
-                curves.draw_curves(self.records, self._workdir / "curves.png")
+                path = self._workdir / "curves.png"
+                curves.draw_curves(self.records, self._metrics, path)
                 self._board.flush()
 
     def close(self) -> None:
@@ -116,9 +127,7 @@ class Log:
             f"step {record['step']:>{len(str(self._total_steps))}}/{self._total_steps}",
             f"epoch {record['epoch']:.1f}",
             f"{record['split']:<10}",
-            f"loss {record['loss']:.4f}",
-            f"top1 {record['top1']:.2%}",
-            f"top5 {record['top5']:.2%}",
+            *(metric.text(record) for metric in self._metrics),
         ]
         if "images_per_second" in record:
             parts.append(f"{record['images_per_second']:,.0f} images/s")
@@ -134,11 +143,16 @@ def read_records(workdir: epath.PathLike) -> list[dict[str, Any]]:
     return storage.read_records(epath.Path(workdir) / _RECORDS)
 
 
-def result_line(record: dict[str, Any], workdir: epath.PathLike) -> str:
-    """A test record as the run's last line."""
-    count = record["count"]
-    return (
-        f"test top1 {record['top1']:.2%} ({record['top1_count']}/{count}), "
-        f"top5 {record['top5']:.2%} ({record['top5_count']}/{count}), "
-        f"loss {record['loss']:.4f}, step {record['step']}, {workdir}"
-    )
+def result_line(
+    record: dict[str, Any], metrics: Metrics, workdir: epath.PathLike
+) -> str:
+    """A test record as the run's last line: "test top1 97.78% (352/360), ..."."""
+    loss, *others = metrics
+    parts = []
+    for metric in others:
+        text = metric.text(record)
+        if metric.is_share:
+            text += f" ({record[f'{metric.name}_count']}/{record['count']})"
+        parts.append(text)
+    parts += [loss.text(record), f"step {record['step']}", str(workdir)]
+    return "test " + ", ".join(parts)

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 
 from vgg_flax import console
+from vgg_flax import metrics as metrics_lib
 from vgg_flax.errors import VGGFlaxError
+from vgg_flax.metrics import Metrics
 from vgg_flax.runs.goodput import Goodput
 from vgg_flax.runs.log import Log
 
@@ -26,6 +28,7 @@ class Meter:
     def __init__(
         self,
         log: Log,
+        metrics: Metrics,
         *,
         batch_size: int,
         steps_per_epoch: float,
@@ -33,7 +36,7 @@ class Meter:
         log_every_steps: int,
         goodput: Goodput,
     ):
-        self._log, self._batch_size = log, batch_size
+        self._log, self._metrics, self._batch_size = log, metrics, batch_size
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._log_every_steps, self._goodput = log_every_steps, goodput
         self._pending: list[tuple[int, Any]] = []
@@ -42,9 +45,9 @@ class Meter:
         self._speed: float | None = None  # seconds a step
         self._announced = False
 
-    def add(self, step: int, metrics: Any) -> None:
-        """Takes the metrics of a step just sent; reads those of the one before."""
-        self._pending.append((step, metrics))
+    def add(self, step: int, sums: Any) -> None:
+        """Takes what a step just sent returned; reads that of the one before."""
+        self._pending.append((step, sums))
         while len(self._pending) > 1:
             self._read()
 
@@ -59,12 +62,12 @@ class Meter:
         self._goodput.rest()
 
     def _start_window(self) -> None:
-        self._sums = {"loss": 0.0, "top1": 0, "top5": 0, "count": 0}
+        self._sums = dict.fromkeys([*(m.name for m in self._metrics), "count"], 0)
         self._steps = 0
 
     def _read(self) -> None:
-        step, metrics = self._pending.pop(0)
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        step, sums = self._pending.pop(0)
+        values = {name: value.item() for name, value in jax.device_get(sums).items()}
         self._goodput.step_ended()
         self._check_finite(step, values)
         for name in self._sums:
@@ -93,16 +96,13 @@ class Meter:
         images_per_second: float | None,
         left: float,
     ) -> None:
-        sums, count = self._sums, max(1, self._sums["count"])
-        skipped = self._steps * self._batch_size - sums["count"]
+        skipped = self._steps * self._batch_size - self._sums["count"]
         record = {
             "step": step,
             "epoch": step / self._steps_per_epoch,
             "split": "train",
-            "loss": sums["loss"] / count,
-            "top1": sums["top1"] / count,
-            "top5": sums["top5"] / count,
-            "count": sums["count"],
+            **metrics_lib.means(self._metrics, self._sums),
+            "count": self._sums["count"],
             "learning_rate": values["learning_rate"],
             "gradient_norm": values["gradient_norm"],
             "parameter_norm": values["parameter_norm"],

@@ -33,6 +33,12 @@ class Profiler:
         self._folder = workdir / "profile"
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def begins_with(self, step: int) -> bool:
         """Whether to call `start` before `step`."""
         return self._active and step == self.first_step

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from etils import epath
-
-from vgg_flax.config import Config
-from vgg_flax.images import preprocessing
-from vgg_flax.runs import checkpoint, events
-from vgg_flax.training import state
+from vgg_flax.images.preprocessing import Preprocessing
+from vgg_flax.runs import checkpoint
+from vgg_flax.runs.events import Events, Position
+from vgg_flax.training import state as state_lib
+from vgg_flax.training.job import Job
 
 
 class Saver:
@@ -17,14 +16,14 @@ class Saver:
 
     def __init__(
         self,
-        config: Config,
-        workdir: epath.Path,
-        class_names: tuple[str, ...],
+        job: Job,
+        position: Position,
         checkpoints: checkpoint.Checkpoints,
-        happened: events.Events,
+        events: Events,
     ):
-        self._config, self._workdir, self._class_names = config, workdir, class_names
-        self._checkpoints, self._events = checkpoints, happened
+        """A save is of the `position` at that time."""
+        self._job, self._position = job, position
+        self._checkpoints, self._events = checkpoints, events
         self._under_way: int | None = None  # a step not yet known to be saved
 
     def steps(self) -> list[int]:
@@ -33,39 +32,27 @@ class Saver:
 
     def save(
         self,
-        step: int,
         fetch: Callable[[], Any],
         *,
-        evaluated: bool,
-        top1: float | None,
+        score: tuple[str, float] | None,
         productive_seconds: float,
     ) -> None:
         """Starts saving a state, when the save before is done.
 
         Args:
-          step: the number of updates made.
           fetch: gives the state, its leaves whole; not called before.
-          evaluated: whether the evaluation due at this step was made.
-          top1: on the validation split; None: not evaluated.
+          score: `Metric.score` of what decides, on the validation split; None: not
+            validated.
           productive_seconds: of the goodput so far.
 
         Raises:
           CheckpointError: the disk is full, or the workdir is gone.
         """
         self.check_still_there()
-        data, net = self._config.data, state.make_model(self._config.model)
-        meta = {
-            "config": dataclasses.asdict(self._config),
-            "variant": net.variant,
-            "model": net.settings,
-            "preprocessing": dataclasses.asdict(preprocessing.Preprocessing.of(data)),
-            "class_names": list(self._class_names),
-            "train_scale": data.train_scale if data.train_view == "paper" else None,
-            "evaluated": evaluated,
-        }
         self.wait()
         self._events.write("save_started", productive_seconds=productive_seconds)
-        self._checkpoints.save(step, fetch(), meta, top1)
+        step = self._position.step
+        self._checkpoints.save(step, fetch(), self._meta(), score)
         self._under_way = step
 
     def wait(self) -> None:
@@ -86,8 +73,24 @@ class Saver:
         Raises:
           CheckpointError: it has vanished.
         """
-        if not (self._workdir / "config.json").exists():
+        workdir = self._job.workdir
+        if not (workdir / "config.json").exists():
             raise checkpoint.CheckpointError(
-                f"{self._workdir} has vanished, or its config.json has; bring it back, "
+                f"{workdir} has vanished, or its config.json has; bring it back, "
                 "then run again to resume, or start anew"
             )
+
+    def _meta(self) -> dict[str, Any]:
+        config, objective = self._job.config, self._job.objective
+        data, net = config.data, state_lib.make_model(config.model)
+        return {
+            "config": dataclasses.asdict(config),
+            "objective": objective.name,
+            "has_classes": objective.has_classes,
+            "variant": net.variant,
+            "model": net.settings,
+            "preprocessing": dataclasses.asdict(Preprocessing.of(data)),
+            "class_names": list(self._job.class_names),
+            "train_scale": data.train_scale if data.train_view == "paper" else None,
+            "evaluated": self._position.validated,
+        }

@@ -45,23 +45,26 @@ class Plateau(struct.PyTreeNode):
     Part of the training state, so that a resumed run decays where it would have.
     """
 
-    best: jax.Array  # float32, highest validation top-1 so far
-    stale: jax.Array  # int32, evaluations since then, or since the last decay
+    best: jax.Array  # float32, the highest score on validation so far
+    stale: jax.Array  # int32, validations since then, or since the last decay
     decays: jax.Array  # int32, times the rate was multiplied by decay_factor
 
 
 def init_plateau() -> Plateau:
     """Nothing seen, nothing decayed."""
-    zero = jnp.zeros((), jnp.int32)
-    return Plateau(best=jnp.full((), -jnp.inf, jnp.float32), stale=zero, decays=zero)
+    return Plateau(  # each with a buffer of its own, which a step can be given
+        best=jnp.full((), -jnp.inf, jnp.float32),
+        stale=jnp.zeros((), jnp.int32),
+        decays=jnp.zeros((), jnp.int32),
+    )
 
 
-def update_plateau(config: OptimizerConfig, plateau: Plateau, top1: float) -> Plateau:
-    """The state after an evaluation that found `top1` on the validation split."""
+def update_plateau(config: OptimizerConfig, plateau: Plateau, score: float) -> Plateau:
+    """The state after a validation with this `score`, of which more is better."""
     best, stale, decays = float(plateau.best), int(plateau.stale), int(plateau.decays)
-    top1 = float(np.float32(top1))  # as `best` is kept, or an equal one looks better
-    if top1 > best:
-        best, stale = top1, 0
+    score = float(np.float32(score))  # as `best` is kept, or an equal one looks better
+    if score > best:
+        best, stale = score, 0
     else:
         stale += 1
     if stale >= config.plateau_patience and decays < config.plateau_max_decays:

@@ -74,4 +74,6 @@ def make_shards(
         return parallel.UNCUT
     params = jax.eval_shape(lambda: init_state(config)).params
     shapes = {k: v["kernel"].shape for k, v in params.items() if k.startswith("fc")}
-    return parallel.FCShards(shapes, replicas, jnp.dtype(config.model.dtype), devices)
+    exchange = None if config.fc_exchange == "auto" else config.fc_exchange
+    dtype = jnp.dtype(config.model.dtype)
+    return parallel.FCShards(shapes, replicas, dtype, devices, exchange)

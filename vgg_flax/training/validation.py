@@ -1,4 +1,4 @@
-"""A whole split through the net: every image once, integers counted, total checked."""
+"""A whole split through the net in training: every image once, the total checked."""
 
 import collections
 from collections.abc import Callable, Iterable
@@ -6,32 +6,37 @@ from typing import Any
 
 import jax
 
+from vgg_flax import metrics as metrics_lib
+from vgg_flax.metrics import Metrics
+from vgg_flax.training.objectives import CLASSIFICATION
+
 # Batches sent and not yet read: enough to keep the devices busy, and no more memory.
 _IN_FLIGHT = 4
 
 
-def evaluate(
+def validate(
     eval_step: Callable[[Any, Any], dict[str, jax.Array]],
     variables: Any,
     batches: Iterable[Any],
     expected_count: int,
+    metrics: Metrics = CLASSIFICATION.metrics,
     *,
     skipping: bool = False,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Mean loss and accuracies over a split.
+    """The metrics' means over a split.
 
     Args:
-      eval_step: the mapped `train_step.make_eval_step`.
+      eval_step: the mapped `step.make_eval_step`.
       variables: replicated.
       batches: all of the split's, sharded.
       expected_count: the split's size.
+      metrics: of the objective.
       skipping: whether undecodable images may be missing from the count.
       after_batch: called once a batch: progress, and a look at signals.
 
     Returns:
-      `loss`, `top1`, `top5` (fractions), `count`, `top1_count`, `top5_count`, and
-      `skipped` if any were.
+      Each metric's mean, `count`, `NAME_count` of shares, and `skipped` if any were.
 
     Raises:
       RuntimeError: another number of images was counted: a defect of this program.
@@ -55,11 +60,7 @@ def evaluate(
         raise RuntimeError(f"evaluated {count} images of a split of {expected_count}")
     skipped = expected_count - count
     return {
-        "loss": sums["loss"] / count,
-        "top1": sums["top1"] / count,
-        "top5": sums["top5"] / count,
-        "count": count,
-        "top1_count": sums["top1"],
-        "top5_count": sums["top5"],
+        **metrics_lib.means(metrics, sums),
+        **metrics_lib.counts(metrics, sums),
         **({"skipped": skipped} if skipped else {}),
     }

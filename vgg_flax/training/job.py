@@ -1,0 +1,224 @@
+"""What a run trains, and on what: settings, data, plan and net; none of it changes."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+from vgg_flax import config as config_lib
+from vgg_flax import parallel, storage
+from vgg_flax.config import Config
+from vgg_flax.data import batches, splits
+from vgg_flax.data.batches import Batch, Shard
+from vgg_flax.data.splits import Split
+from vgg_flax.errors import ConfigError
+from vgg_flax.parallel import distributed
+from vgg_flax.runs import checkpoint
+from vgg_flax.training import objectives, schedules
+from vgg_flax.training import state as state_lib
+from vgg_flax.training import step as step_lib
+from vgg_flax.training.objectives import Objective
+from vgg_flax.training.plan import Plan
+from vgg_flax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A checked config with what it describes, in every process.
+
+    Attributes:
+      config: checked.
+      workdir: where the run lives.
+      objective: what is minimised and told.
+      shard: which part of a batch is this process's.
+      splits: "train", "test" and, if the config has one, "validation".
+      plan: when the run does what.
+      fc_shards: how the FC kernels are cut over all devices.
+      abstract_state: the state's shapes and dtypes, whole.
+    """
+
+    config: Config
+    workdir: epath.Path
+    objective: Objective
+    shard: Shard
+    splits: dict[str, Split]
+    plan: Plan
+    fc_shards: parallel.FCShards
+    abstract_state: TrainState
+
+    @classmethod
+    def prepare(
+        cls,
+        config: Config,
+        workdir: epath.PathLike,
+        objective: Objective = objectives.CLASSIFICATION,
+    ) -> "Job":
+        """Checks the settings, opens the splits, and compares the processes.
+
+        Nothing is written, and no params are made.
+
+        Raises:
+          ConfigError: settings that are wrong, or do not fit the devices.
+          DataError: a split that can't be opened, or has other classes.
+        """
+        config = config_lib.check(config)
+        objectives.check(objective, config.objective)
+        storage.check_path("--workdir", workdir)
+        distributed.check_devices()
+        check_fits(config, jax.device_count())
+        opened = _open_splits(config, objective)
+        job = cls(
+            config,
+            epath.Path(workdir).expanduser(),
+            objective,
+            Shard(jax.process_index(), jax.process_count()),
+            opened,
+            Plan.of(config, len(opened["train"])),
+            state_lib.make_shards(config, jax.device_count()),
+            jax.eval_shape(lambda: state_lib.init_state(config)),
+        )
+        distributed.check_same(job.facts())
+        return job
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.shard.process == 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the whole state, as a checkpoint holds it."""
+        leaves = jax.tree.leaves(self.abstract_state)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the outputs, where these are scores of classes."""
+        names = self.splits["train"].class_names
+        return names if self.objective.has_classes else ()
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same in all processes."""
+        return {
+            **{f"config.{k}": v for k, v in config_lib.flatten(self.config).items()},
+            "workdir": str(self.workdir),
+            "data": [
+                (s.name, len(s), splits.fingerprint(s), s.class_names)
+                for s in self.splits.values()
+            ],
+            "versions": checkpoint.versions(),
+            "code": distributed.code_digest(),
+        }
+
+    def introduction(self, step: int) -> list[str]:
+        """What a run says before it goes on from `step`."""
+        config, plan = self.config, self.plan
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        examples = (f"{name} {len(split):,}" for name, split in self.splits.items())
+        params = jax.tree.leaves(self.abstract_state.params)
+        lines = [
+            f"{self.workdir}: {config.model.variant}, seed {config.seed}",
+            f"devices: {devices} in {self.shard.processes} process(es)",
+            f"parameters: {sum(math.prod(leaf.shape) for leaf in params):,}",
+            "examples: " + ", ".join(examples),
+            f"steps: {plan.total_steps:,} of {config.data.batch_size} examples, "
+            f"{plan.steps_per_epoch:,.1f} an epoch",
+        ]
+        if self.fc_shards.shapes:
+            lines.append(f"FC kernels: {self.fc_shards.description}")
+        return lines + [f"resumed at step {step}"] * (0 < step < plan.total_steps)
+
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        """This process's batches from `start_step` on, without end."""
+        return batches.train_batches(
+            self.config.data,
+            self.splits["train"],
+            seed=self.config.seed,
+            start_step=start_step,
+            shard=self.shard,
+        )
+
+    def eval_batches(self, name: str) -> Iterator[Batch]:
+        """This process's batches of a whole split, in order."""
+        split = self.splits[name]
+        return batches.eval_batches(self.config.data, split, shard=self.shard)
+
+    def compile_train_step(self, state: TrainState) -> Any:
+        """The mapped training step for a placed state: see `parallel.compile_step`."""
+        schedule = schedules.make_schedule(
+            self.config.optimizer, self.plan.steps_per_epoch, self.plan.total_steps
+        )
+        mapped = parallel.pmap_step(
+            step_lib.make_train_step(
+                self.config, schedule, self.objective, self.fc_shards
+            ),
+            donate_state=True,
+            state_axes=self.fc_shards.axes(self.abstract_state),
+        )
+        size = self.config.data.batch_size
+        return parallel.compile_step(mapped, state, self._shapes(size, train=True))
+
+    def compile_eval_step(self, variables: Any) -> Any:
+        """The mapped validation step for a placed state's variables."""
+        mapped = parallel.pmap_step(
+            step_lib.make_eval_step(self.config, self.objective, self.fc_shards),
+            donate_state=False,
+            state_axes=self.fc_shards.axes(self.abstract_state.variables),
+        )
+        size = self.config.data.eval_batch_size
+        return parallel.compile_step(mapped, variables, self._shapes(size, train=False))
+
+    def _shapes(self, batch_size: int, *, train: bool) -> dict[str, Any]:
+        devices = jax.local_device_count()
+        lead = (devices, self.shard.local_size(batch_size) // devices)
+        return batches.batch_shapes(self.config.data, lead, train=train)
+
+
+def check_fits(config: Config, devices: int) -> None:
+    """Sees that a checked config fits these devices, JAX's settings and its own net.
+
+    Raises:
+      ConfigError: a batch that does not divide over the devices, float64 where JAX
+        has none, or images that are too small for the net.
+    """
+    pieces = config.optimizer.accumulation_steps
+    of_what = f"{devices} device(s)"
+    config_lib.check_batch(
+        "data.eval_batch_size", config.data.eval_batch_size, devices, of_what
+    )
+    if pieces > 1:
+        of_what += f" x {pieces} accumulation steps"
+    config_lib.check_batch(
+        "data.batch_size", config.data.batch_size, devices * pieces, of_what
+    )
+    net = state_lib.make_model(config.model)
+    if net.param_dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "config.model.dtype='float64' needs JAX's 64-bit mode, which is off; "
+            "set the environment variable JAX_ENABLE_X64=1"
+        )
+    if config.data.crop_size < net.smallest_image:
+        raise ConfigError(
+            f"config.data.crop_size={config.data.crop_size} is smaller than the net "
+            f"can take, {net.smallest_image} pixels with config.model.fc6_window="
+            f"{config.model.fc6_window}; raise it, or use "
+            f"--config.model.fc6_window={max(1, config.data.crop_size // 32)}"
+        )
+
+
+def _open_splits(config: Config, objective: Objective) -> dict[str, Split]:
+    """The config's splits; their classes are the net's outputs, if those are scores."""
+    data = config.data
+    wanted = {"train": data.train_split, "test": data.test_split}
+    if data.validation_split:
+        wanted["validation"] = data.validation_split
+    classes = config.model.num_classes
+    if objective.has_classes:
+        return {k: splits.open_split(data, v, classes) for k, v in wanted.items()}
+    return {
+        k: splits.open_any_split(data.name, data.data_dir, v, classes)
+        for k, v in wanted.items()
+    }
