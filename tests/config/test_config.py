@@ -17,9 +17,10 @@ from conftest import changed
 from vgg_flax import config as config_lib
 from vgg_flax import errors, model, parallel
 from vgg_flax.data import batches, splits
-from vgg_flax.training import schedules, trainer
+from vgg_flax.training import schedules
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
+from vgg_flax.training.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -106,22 +107,19 @@ IN_TEST_TRAINER = {
 IN_TEST_DATASET = {"data.cache"}
 IN_TEST_PROFILING = {"profile.start_step", "profile.num_steps"}
 IN_TEST_PROCESSES = {"step_timeout_seconds"}
-IN_TEST_SHARDS = {"shard_fc"}
+IN_TEST_SHARDS = {"shard_fc", "fc_exchange"}
+IN_TEST_OBJECTIVES = {"objective"}
 READ_OPTIONS = {"data.num_threads", "data.prefetch"}
 
 
 def run_fingerprint(config: config_lib.Config) -> dict[str, Any]:
     """The step, the first params and the plan of a run with `config`."""
     config_lib.check(config)
-    plan = trainer.Plan.of(config, 1000)
+    plan = Plan.of(config, 1000)
     schedule = schedules.make_schedule(config.optimizer, 20.5, plan.total_steps)
     state = jax.eval_shape(lambda: state_lib.init_state(config))
-    shapes = {
-        name: jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
-        for name, shape in batches.train_batch_shapes(
-            config.data, batches.Shard()
-        ).items()
-    }
+    each = config.data.batch_size // 8
+    shapes = batches.batch_shapes(config.data, (each,), train=True)
     step = step_lib.make_train_step(config, schedule)
     plateau, decays = schedules.init_plateau(), []
     for top1 in (0.5, 0.4, 0.4, 0.4, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1):
@@ -134,7 +132,7 @@ def run_fingerprint(config: config_lib.Config) -> dict[str, Any]:
         "init": str(jax.make_jaxpr(lambda: state_lib.init_state(config))()),
         "schedule": [float(schedule(step)) for step in range(30)],
         "decays": decays,
-        "plan": [(plan.evaluates_at(s), plan.saves_at(s)) for s in range(40)],
+        "plan": [(plan.validates_at(s), plan.saves_at(s)) for s in range(40)],
         "total": plan.total_steps,
     }
 
@@ -162,6 +160,7 @@ def test_every_field_is_probed_somewhere() -> None:
         *IN_TEST_PROFILING,
         *IN_TEST_PROCESSES,
         *IN_TEST_SHARDS,
+        *IN_TEST_OBJECTIVES,
         *READ_OPTIONS,
         "model.in_channels",  # the next test
     }

@@ -348,7 +348,7 @@ def test_training_batches_have_the_announced_shapes(processes: int, color_shift:
     data = settings(batch_size=32, color_shift=color_shift)
     shard = Shard(processes - 1, processes)
     (batch,) = train(data, numbered(53), 1, shard=shard)
-    announced = batches_lib.train_batch_shapes(data, shard)
+    announced = batches_lib.batch_shapes(data, (8, 4 // processes), train=True)
     assert announced == _with_device_axis(batch)
     assert ("color_shift" in announced) == bool(color_shift)
     assert announced["image"].shape == (8, 4 // processes, 8, 8, 3)
@@ -361,7 +361,7 @@ def test_evaluation_batches_have_the_announced_shapes(
     digits = dataclasses.replace(digits, eval_batch_size=48)
     split = splits_lib.open_split(digits, "test", 10)
     shard = Shard(processes - 1, processes)
-    announced = batches_lib.eval_batch_shapes(digits, shard)
+    announced = batches_lib.batch_shapes(digits, (8, 6 // processes), train=False)
     for batch in batches_lib.eval_batches(digits, split, shard=shard):
         assert announced == _with_device_axis(batch)
     assert announced["image"].shape == (8, 6 // processes, 32, 32, 1)

@@ -31,7 +31,8 @@ def save(
     checkpoints: checkpoint.Checkpoints, step: int, state: Any, top1: float | None
 ):
     stamped = state.replace(step=jnp.asarray(step, jnp.int32))
-    checkpoints.save(step, stamped, {"note": f"step {step}"}, top1)
+    score = None if top1 is None else ("top1", top1)
+    checkpoints.save(step, stamped, {"note": f"step {step}"}, score)
     checkpoints.wait()
 
 

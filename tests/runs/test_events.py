@@ -34,13 +34,14 @@ def lines(workdir: pathlib.Path) -> list[dict[str, object]]:
 def test_what_a_crash_left_of_a_line_does_not_break_the_next_start(
     damage: bytes, tmp_path: pathlib.Path
 ) -> None:
-    first = events.Events(epath.Path(tmp_path), active=True)
+    position = events.Position()
+    first = events.Events(epath.Path(tmp_path), position, active=True)
     first.write("start")
-    first.step = 7
+    position.step = 7
     first.write("compiled", seconds=1.5)
     with (tmp_path / "events.jsonl").open("ab") as stream:
         stream.write(damage)
-    second = events.Events(epath.Path(tmp_path), active=True)
+    second = events.Events(epath.Path(tmp_path), events.Position(), active=True)
     assert [event["event"] for event in second.past] == ["start", "compiled"]
     second.write("start")
     told = lines(tmp_path)
@@ -51,7 +52,7 @@ def test_what_a_crash_left_of_a_line_does_not_break_the_next_start(
 
 
 def test_only_the_writing_process_writes(tmp_path: pathlib.Path) -> None:
-    other = events.Events(epath.Path(tmp_path), active=False)
+    other = events.Events(epath.Path(tmp_path), events.Position(), active=False)
     other.write("start")
     assert list(tmp_path.iterdir()) == []
 
@@ -62,7 +63,7 @@ def test_the_error_that_ends_a_run_is_told_and_a_stop_is_not_one(
     for error in (ValueError("no such thing"), Interrupted("stopped", 143)):
         with (
             pytest.raises(type(error)),
-            events.Events(epath.Path(tmp_path), active=True),
+            events.Events(epath.Path(tmp_path), events.Position(), active=True),
         ):
             raise error
     (told,) = lines(tmp_path)
@@ -77,7 +78,7 @@ def test_an_event_that_cannot_be_written_does_not_hide_the_error(
     workdir.mkdir()
     with (
         pytest.raises(ValueError, match="the real one"),
-        events.Events(workdir, active=True),
+        events.Events(workdir, events.Position(), active=True),
     ):
         workdir.rmtree()
         raise ValueError("the real one")

@@ -273,7 +273,7 @@ def test_evaluation_counts_53_examples_at_batch_16_as_53(
     step = parallel.pmap_step(step_lib.make_eval_step(config), donate_state=False)
 
     def measure(batches: Any) -> dict[str, Any]:
-        return validation.evaluate(step, state.variables, batches, 53)
+        return validation.validate(step, state.variables, batches, 53)
 
     batches = list(batches_lib.eval_batches(config.data, split, shard=Shard()))
     result = measure(parallel.prefetch(batches))

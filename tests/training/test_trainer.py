@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import changed
+from etils import epath
 
 import vgg_flax
 from tests import processes
@@ -21,6 +22,7 @@ from vgg_flax import config as config_lib
 from vgg_flax import errors, storage
 from vgg_flax.runs import checkpoint, log, meter
 from vgg_flax.training import resumption, trainer
+from vgg_flax.training.plan import Plan
 
 # 20 steps with all that a resume must carry on: dropout, BatchNorm across replicas,
 # augmentation, the plateau rule (evaluated every 4 steps), gradient accumulation.
@@ -46,7 +48,7 @@ def start(workdir: pathlib.Path, digits_dir: str, *flags: str) -> processes.Proc
 
 
 def events(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    return storage.read_records(trainer.epath.Path(workdir) / "events.jsonl")
+    return storage.read_records(epath.Path(workdir) / "events.jsonl")
 
 
 def wait_for_step(process: processes.Process, workdir: pathlib.Path, step: int) -> None:
@@ -469,9 +471,9 @@ def test_a_workdir_that_is_a_file_is_named(
 def test_the_plan_counts_examples_not_batches() -> None:
     config = config_lib.Config(num_epochs=2.0, eval_every_epochs=0.5)
     config.data.batch_size = 64
-    plan = trainer.Plan.of(config, 1293)
+    plan = Plan.of(config, 1293)
     assert plan.total_steps == 41  # ceil(2 * 1293 / 64)
-    due = [step for step in range(42) if plan.evaluates_at(step)]
+    due = [step for step in range(42) if plan.validates_at(step)]
     assert due == [11, 21, 31, 41]
     assert dataclasses.replace(plan, checkpoint_every_steps=20).saves_at(20)
 

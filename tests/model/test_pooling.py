@@ -1,0 +1,63 @@
+"""Max-pooling's gradient: to one pixel a window, also where XLA computes it anew."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_net
+
+from vgg_flax.model import layers
+
+
+def one_pixel_a_window(x: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """The gradient by loops; the first of equals, row by row, takes it."""
+    expected = np.zeros_like(x)
+    for b, h, w, c in np.ndindex(g.shape):
+        window = x[b, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2, c]
+        i, j = np.unravel_index(np.argmax(window), (2, 2))
+        expected[b, 2 * h + i, 2 * w + j, c] = g[b, h, w, c]
+    return expected
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_the_gradient_goes_to_the_first_of_the_largest(side: int) -> None:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 3, (2, side, side, 3)).astype(np.float32)  # many ties
+    g = random.normal(size=(2, 2, 2, 3)).astype(np.float32)
+    y, pullback = jax.vjp(layers.max_pool, x)
+    np.testing.assert_array_equal(y, x[:, :4, :4].reshape(2, 2, 2, 2, 2, 3).max((2, 4)))
+    np.testing.assert_array_equal(pullback(g)[0], one_pixel_a_window(x, g))
+    assert (
+        jax.grad(
+            lambda x: jax.grad(lambda x: (layers.max_pool(x) ** 2).sum())(x)[0, 0, 0, 0]
+        )(jnp.asarray(x)).shape
+        == x.shape
+    )
+
+
+def test_a_compiled_gradient_behind_batch_norm_is_the_gradient() -> None:
+    """XLA normalises again where it looks for the largest, and rounds otherwise."""
+    with jax.enable_x64(True):
+        net = random_net("vgg11_bn", in_channels=1, dtype="float64")
+        images = np.random.default_rng(0).normal(size=(24, 32, 32, 1))
+
+        def loss(params: object) -> jax.Array:
+            logits, _ = net.model.apply(
+                {**net.variables, "params": params},
+                images,
+                train=True,
+                rngs={"dropout": jax.random.key(0)},
+                mutable=["batch_stats"],
+            )
+            return -jax.nn.log_softmax(logits)[:, 3].sum()
+
+        params = net.variables["params"]
+        compiled = jax.jit(jax.grad(loss))(params)
+        length = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(compiled)))
+        ahead, behind = (
+            jax.jit(loss)(
+                jax.tree.map(lambda w, g, e=e: w + e * g / length, params, compiled)
+            )
+            for e in (1e-6, -1e-6)
+        )
+        np.testing.assert_allclose((ahead - behind) / 2e-6, length, rtol=1e-6)
