@@ -12,10 +12,12 @@ import sys
 from absl import app, flags, logging
 
 from vgg_flax import errors
-from vgg_flax.config import recipe
+from vgg_flax.config import recipe, reference
 from vgg_flax.parallel import distributed
 from vgg_flax.training import objectives, trainer
 
+# Shown by --help, which takes % for the program's name.
+__doc__ = f"{__doc__}\n{reference.help_text()}".replace("%", "%%")
 _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
 
@@ -31,6 +33,7 @@ def main(_: list[str]) -> None:
 def _define_flags() -> None:
     recipe.check_names(sys.argv[1:])
     recipe.define_flag(_DEFAULT)
+    flags.declare_key_flag("config")  # shown by --help
     flags.DEFINE_string(
         "workdir", None, "where the run lives; default: runs/NAME_OF_THE_CONFIG"
     )

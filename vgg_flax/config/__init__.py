@@ -1,14 +1,8 @@
 """What a run is: typed settings with their checks, and recipes that give them."""
 
-from vgg_flax.config.checks import CHOICES, check, check_batch
-from vgg_flax.config.serialization import (
-    FREE_ON_RESUME,
-    differences,
-    flatten,
-    from_dict,
-    to_json,
-    unknown_key,
-)
+from vgg_flax.config.checks import check, check_batch
+from vgg_flax.config.field import Field
+from vgg_flax.config.serialization import differences, flatten, from_dict, to_json
 from vgg_flax.config.settings import (
     IMAGENET_EIGENVALUES,
     IMAGENET_EIGENVECTORS,
@@ -20,11 +14,10 @@ from vgg_flax.config.settings import (
     ModelConfig,
     OptimizerConfig,
     ProfileConfig,
+    fields,
 )
 
 __all__ = [
-    "CHOICES",
-    "FREE_ON_RESUME",
     "IMAGENET_EIGENVALUES",
     "IMAGENET_EIGENVECTORS",
     "IMAGENET_MEAN",
@@ -32,14 +25,15 @@ __all__ = [
     "PAPER_INIT_LAYERS",
     "Config",
     "DataConfig",
+    "Field",
     "ModelConfig",
     "OptimizerConfig",
     "ProfileConfig",
     "check",
     "check_batch",
     "differences",
+    "fields",
     "flatten",
     "from_dict",
     "to_json",
-    "unknown_key",
 ]

@@ -1,5 +1,6 @@
 """A recipe and what the command line changes in it -> a config."""
 
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -7,8 +8,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from vgg_flax.config.serialization import flatten, unknown_key
-from vgg_flax.config.settings import Config
+from vgg_flax.config.settings import Config, fields
 from vgg_flax.errors import ConfigError
 
 
@@ -40,10 +40,14 @@ def check_names(arguments: Sequence[str]) -> None:
     Raises:
       ConfigError: naming the nearest field, or the file.
     """
+    known = [field.name for field in fields()]
     for argument in arguments:
         match = re.match(r"--?config\.([\w.]+)", argument)
-        if match and match[1] not in flatten(Config()):
-            raise unknown_key(match[1])
+        if match and match[1] not in known:
+            raise ConfigError(
+                f"--config.{match[1]}: no such setting; did you mean "
+                f"--config.{_nearest(match[1], known)}?"
+            )
         match = re.match(r"--?config=(.*)", argument)
         if match and not epath.Path(match[1]).is_file():
             raise ConfigError(f"--config={match[1]}: there is no such file")
@@ -83,3 +87,11 @@ def read(path: str, overrides: Sequence[str] = ()) -> Config:
     if rest:
         raise ConfigError(f"{rest[0]}: expected --config.NAME=VALUE")
     return of_flags(values)[1]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """The field of another section that is so called, or is spelt most alike."""
+    for field in known:
+        if field.rpartition(".")[2] == name.rpartition(".")[2]:
+            return field
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -1,10 +1,14 @@
-"""What a run is: typed settings, their checks, and the errors a user can mend.
+"""What a run is: typed settings, each declared once, with all that is known of it.
 
 A recipe in `configs/` returns a `Config`; the command line overrides its fields by
-dotted name. `check` is called once, at the border, before anything is built.
+dotted name. What a field is stands here and nowhere else: `check`, `--help`,
+`docs/config.md` and the comparison of a resumed run read it from the declaration.
 """
 
 import dataclasses
+from collections.abc import Iterator
+
+from vgg_flax.config.field import Field, fields_of, setting
 
 # Krizhevsky et al. 2012, section 4.1: principal components of ImageNet's RGB pixels
 # in [0, 1], values as published with fb.resnet.torch; eigenvectors are columns.
@@ -24,100 +28,325 @@ PAPER_INIT_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The net. Fields are those of `vgg_flax.VGG`, which documents them."""
+    """The net: attributes of `vgg_flax.VGG`, whose docstring has more."""
 
-    variant: str = "vgg16"
-    num_classes: int = 1000
-    in_channels: int = 3
-    width_multiplier: float = 1.0
-    fc_widths: tuple[int, int] = (4096, 4096)
-    fc6_window: int = 7
-    head: str = "fc"
-    dropout_rate: float = 0.5
-    initializer: str = "he"
-    dtype: str = "float32"
-    conv_bias: bool = True
-    pooling: str = "max"
-    batch_norm_across_replicas: bool = False
+    variant: str = setting(
+        "vgg16",
+        "column of the paper's Table 1: vgg11 (or A), vgg11_lrn (A-LRN), vgg13 (B), "
+        "vgg16_1x1 (C), vgg16 (D), vgg19 (E); with BatchNorm: vgg11_bn, vgg13_bn, "
+        "vgg16_1x1_bn, vgg16_bn, vgg19_bn",
+    )
+    num_classes: int = setting(1000, "classes, the width of fc8", low=1)
+    in_channels: int = setting(3, "1 for grey images, 3 for RGB", low=1, high=3)
+    width_multiplier: float = setting(
+        1.0, "factor of the convolutions' widths (64, 128, 256, 512, 512)"
+    )
+    fc_widths: tuple[int, int] = setting((4096, 4096), "widths of fc6 and fc7", low=1)
+    fc6_window: int = setting(
+        7, "side of fc6's window on the last map: 7 at 224 pixels, 1 at 32", low=1
+    )
+    head: str = setting(
+        "fc",
+        "what follows the convolutions",
+        choices={
+            "fc": "fc6, fc7 and fc8, as in the paper",
+            "gap": "global average pooling and fc8",
+        },
+    )
+    dropout_rate: float = setting(
+        0.5, "share of fc6's and fc7's outputs set to 0 in training", low=0, high=0.99
+    )
+    initializer: str = setting(
+        "he",
+        "what kernels are drawn from; biases start at 0",
+        choices={
+            "paper": "normal, standard deviation 0.01",
+            "glorot": "uniform, by fan-in and fan-out (Glorot and Bengio 2010)",
+            "he": "convolutions: normal, by fan-out (He et al. 2015); fc6 to fc8: "
+            "normal, standard deviation 0.01",
+        },
+    )
+    dtype: str = setting(
+        "float32",
+        "what the net computes in",
+        choices={
+            "float32": "throughout",
+            "bfloat16": "params and logits stay float32",
+            "float64": "throughout; needs JAX_ENABLE_X64=1 in the environment",
+        },
+    )
+    conv_bias: bool = setting(
+        True, "whether convolutions have a bias, which BatchNorm makes redundant"
+    )
+    pooling: str = setting(
+        "max",
+        "what is kept of each 2x2 window between the stages",
+        choices={"max": "its maximum, as in the paper", "average": "its mean"},
+    )
+    batch_norm_across_replicas: bool = setting(
+        False,
+        "whether BatchNorm's batch statistics are taken over all devices, instead of "
+        "on each device its own",
+    )
 
 
 @dataclasses.dataclass
 class DataConfig:
     """Where images come from and what becomes of them before the net."""
 
-    name: str = "imagenet2012"  # a TFDS name, or "folder"
-    data_dir: str = ""  # TFDS' data_dir (empty: ~/tensorflow_datasets); the folder
-    train_split: str = "train[:99%]"  # TFDS' split language
-    validation_split: str = "train[99%:]"  # for "best" and plateau; empty: none
-    test_split: str = "validation"
-    batch_size: int = 256  # global: over all devices of all processes
-    eval_batch_size: int = 256
-    train_view: str = "resized_crop"
-    train_scale: tuple[int, int] = (256, 256)  # S, drawn from [low, high] per image
-    crop_size: int = 224
-    crop_area: tuple[float, float] = (0.08, 1.0)  # resized_crop: share of the image
-    padding: int = 4  # pad_crop: pixels of zeros on each side
-    flip: bool = True
-    color_shift: float = 0.0  # sigma of the PCA colour shift; the paper: 0.1
-    color_eigenvalues: tuple[float, ...] = IMAGENET_EIGENVALUES
-    color_eigenvectors: tuple[tuple[float, ...], ...] = IMAGENET_EIGENVECTORS
-    test_scale: int = 256  # Q, the smaller side before the centre crop
-    train_resize: str = "pillow"  # or "cv2": twice as fast, not antialiased
-    mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels in [0, 1], RGB
-    std: tuple[float, ...] = IMAGENET_STD
-    on_bad_image: str = "stop"  # or "skip": left out of the loss, and counted
-    cache: bool = False  # keep decoded training images in memory: for small sets
-    num_threads: int = 16
-    prefetch: int = 32  # batches made ahead on the host
+    name: str = setting("imagenet2012", "a TFDS data set, or `folder`")
+    data_dir: str = setting(
+        "",
+        "TFDS' data_dir (empty: ~/tensorflow_datasets), or the folder that holds "
+        "SPLIT/CLASS/*",
+        free_on_resume=True,
+    )
+    train_split: str = setting(
+        "train[:99%]", "what is trained on, in TFDS' split language"
+    )
+    validation_split: str = setting(
+        "train[99%:]",
+        "decides which checkpoint is the best, and when the plateau schedule decays; "
+        "empty: none",
+    )
+    test_split: str = setting("validation", "evaluated once, after the last step")
+    batch_size: int = setting(
+        256, "examples a training step, over all devices of all processes", low=1
+    )
+    eval_batch_size: int = setting(
+        256,
+        "examples a step of validation and test, over all devices",
+        low=1,
+        free_on_resume=True,
+    )
+    train_view: str = setting(
+        "resized_crop",
+        "what training sees of an image",
+        choices={
+            "paper": "the smaller side rescaled to S, then a random crop (section 3.1)",
+            "resized_crop": "a random part of random aspect, 3/4 to 4/3, rescaled to "
+            "the crop (torchvision's RandomResizedCrop)",
+            "pad_crop": "rescaled to S, padded with zeros, then a random crop (He et "
+            "al. 2016, section 4.2)",
+        },
+    )
+    train_scale: tuple[int, int] = setting(
+        (256, 256),
+        "paper, pad_crop: S in pixels, drawn from low to high for each image",
+        low=1,
+    )
+    crop_size: int = setting(
+        224, "side in pixels of what the net is given, in training and test", low=1
+    )
+    crop_area: tuple[float, float] = setting(
+        (0.08, 1.0),
+        "resized_crop: smallest and largest share of the image's area",
+        low=1e-4,
+        high=1,
+    )
+    padding: int = setting(4, "pad_crop: pixels of zeros on each side", low=0)
+    flip: bool = setting(True, "whether half of the training views are mirrored")
+    color_shift: float = setting(
+        0.0,
+        "standard deviation of the PCA colour shift, in eigenvalues (Krizhevsky et "
+        "al. 2012, section 4.1); the paper: 0.1; 0: none",
+        low=0,
+    )
+    color_eigenvalues: tuple[float, ...] = setting(
+        IMAGENET_EIGENVALUES, "of the PCA of RGB pixels in [0, 1]; default: ImageNet's"
+    )
+    color_eigenvectors: tuple[tuple[float, ...], ...] = setting(
+        IMAGENET_EIGENVECTORS,
+        "of the same PCA: the columns of a 3x3 matrix, which is given by rows",
+    )
+    test_scale: int = setting(
+        256, "Q in pixels, the smaller side in test, of which the centre is cropped"
+    )
+    train_resize: str = setting(
+        "pillow",
+        "what resizes training images",
+        choices={
+            "pillow": "antialiased bilinear",
+            "cv2": "OpenCV's bilinear, twice as fast and not antialiased",
+        },
+    )
+    mean: tuple[float, ...] = setting(
+        IMAGENET_MEAN,
+        "subtracted from pixels in [0, 1], a value a channel; default: ImageNet's RGB",
+    )
+    std: tuple[float, ...] = setting(
+        IMAGENET_STD,
+        "what pixels less the mean are divided by, a value a channel",
+        low=1e-6,
+    )
+    on_bad_image: str = setting(
+        "stop",
+        "what an image that cannot be decoded leads to",
+        choices={
+            "stop": "the run ends with an error",
+            "skip": "it is left out of the loss and of the metrics, and counted",
+        },
+        free_on_resume=True,
+    )
+    cache: bool = setting(
+        False,
+        "whether decoded training images stay in memory: for small data sets",
+        free_on_resume=True,
+    )
+    num_threads: int = setting(
+        16, "threads a process that make batches", low=1, free_on_resume=True
+    )
+    prefetch: int = setting(
+        32, "batches made ahead on the host", low=1, free_on_resume=True
+    )
 
 
 @dataclasses.dataclass
 class OptimizerConfig:
     """SGD with momentum (section 3.1) and its learning rate over time."""
 
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    decoupled_weight_decay: bool = False  # True: outside the momentum
-    decay_norms_and_biases: bool = True  # the paper decays every weight
-    schedule: str = "step"
-    warmup_epochs: float = 0.0
-    decay_epochs: tuple[float, ...] = (30.0, 60.0)  # "step": where to multiply
-    decay_factor: float = 0.1  # "step" and "plateau"
-    plateau_patience: int = 3  # evaluations without a better validation top-1
-    plateau_max_decays: int = 3
-    accumulation_steps: int = 1  # micro-batches a device's batch is cut into
+    learning_rate: float = setting(
+        0.01, "the largest one, which the schedule scales", low=0
+    )
+    momentum: float = setting(
+        0.9, "share of the last direction that is kept", low=0, high=1
+    )
+    nesterov: bool = setting(False, "whether the momentum is Nesterov's")
+    weight_decay: float = setting(
+        5e-4, "factor of the params that is added to their gradients", low=0
+    )
+    decoupled_weight_decay: bool = setting(
+        False,
+        "whether weight decay is added after the momentum (Loshchilov and Hutter 2019)",
+    )
+    decay_norms_and_biases: bool = setting(
+        True, "whether all params decay, as in the paper, or kernels alone"
+    )
+    schedule: str = setting(
+        "step",
+        "the learning rate over time, after the warm-up",
+        choices={
+            "constant": "as it is",
+            "step": "times decay_factor at each of decay_epochs",
+            "cosine": "half a cosine, 0 at the last step",
+            "plateau": "times decay_factor where validation no longer gets better, as "
+            "in the paper",
+        },
+    )
+    warmup_epochs: float = setting(
+        0.0, "epochs in which the rate first grows from 0, linearly", low=0
+    )
+    decay_epochs: tuple[float, ...] = setting(
+        (30.0, 60.0), "step: epochs at which the rate is multiplied"
+    )
+    decay_factor: float = setting(
+        0.1, "step, plateau: what the rate is multiplied by", low=0, high=1
+    )
+    plateau_patience: int = setting(
+        3, "plateau: validations without a better one before a decay", low=1
+    )
+    plateau_max_decays: int = setting(3, "plateau: decays in a run, at most", low=0)
+    accumulation_steps: int = setting(
+        1, "micro-batches that each device's part of a batch is cut into", low=1
+    )
 
 
 @dataclasses.dataclass
 class ProfileConfig:
     """Which training steps are traced into `WORKDIR/profile`."""
 
-    start_step: int = 10  # a run that is past it: the second step of each start
-    num_steps: int = 0  # 0: none
+    start_step: int = setting(
+        10,
+        "the first step traced; for a start that is at or past it, its own second step",
+        low=1,
+        free_on_resume=True,
+    )
+    num_steps: int = setting(0, "steps traced; 0: none", low=0, free_on_resume=True)
 
 
 @dataclasses.dataclass
 class Config:
-    """One run."""
+    """The run itself: how long, what it saves and tells, what it starts from."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
-    objective: str = "classification"  # its name: training.objectives
-    seed: int = 0
-    num_epochs: float = 90.0
-    num_steps: int | None = None  # instead of num_epochs, when given
-    eval_every_epochs: float = 1.0
-    log_every_steps: int = 100
-    checkpoint_every_steps: int = 5000  # besides the one at every evaluation
-    step_timeout_seconds: float = 900.0  # of several processes, compiling included
-    remat: bool = False  # stages compute their activations twice, to save memory
-    shard_fc: bool = False  # FC kernels cut over the replicas: parallel.FCShards
-    fc_exchange: str = "auto"  # of shard_fc's gradients: parallel.FCShards
-    keep_checkpoints: int = 3  # the newest ones; the best is kept besides
-    init_from: str = ""  # a run directory whose params a new run starts from
-    init_layers: tuple[str, ...] = ()  # only these; empty: all of them
-    resume_with_changes: bool = False  # go on although the config differs
+    objective: str = setting(
+        "classification",
+        "name of what is trained: the paper's, or that of the recipe's get_objective()",
+    )
+    seed: int = setting(
+        0,
+        "what the first params, the order of the data, views and dropout follow from",
+        low=0,
+        high=2**32 - 1,
+    )
+    num_epochs: float = setting(90.0, "length of the run, in epochs", low=1e-9)
+    num_steps: int | None = setting(
+        None, "length of the run, in steps, instead of num_epochs", low=1
+    )
+    eval_every_epochs: float = setting(
+        1.0, "epochs from one validation to the next", low=1e-9
+    )
+    log_every_steps: int = setting(
+        100, "steps from one line of the log to the next", low=1, free_on_resume=True
+    )
+    checkpoint_every_steps: int = setting(
+        5000,
+        "steps from one checkpoint to the next; each validation saves one besides",
+        low=1,
+        free_on_resume=True,
+    )
+    step_timeout_seconds: float = setting(
+        900.0,
+        "seconds, compiling included, after which a process whose step does not end "
+        "is ended; where there are several processes",
+        low=1,
+        free_on_resume=True,
+    )
+    remat: bool = setting(
+        False,
+        "whether the stages' activations are computed again in the backward pass "
+        "instead of kept, to save memory",
+        free_on_resume=True,
+    )
+    shard_fc: bool = setting(
+        False,
+        "whether each replica keeps and updates a part of the FC kernels only",
+        free_on_resume=True,
+    )
+    fc_exchange: str = setting(
+        "auto",
+        "how the gradients of cut FC kernels are reduced",
+        choices={
+            "auto": "as suits the devices",
+            "neighbours": "by halves, under the convolutions: for a TPU's torus",
+            "scatter": "by one reduce-scatter",
+        },
+        free_on_resume=True,
+    )
+    keep_checkpoints: int = setting(
+        3,
+        "newest checkpoints that are kept, besides the best",
+        low=1,
+        free_on_resume=True,
+    )
+    init_from: str = setting(
+        "",
+        "run directory whose params a new run starts from; empty: none",
+        free_on_resume=True,
+    )
+    init_layers: tuple[str, ...] = setting(
+        (), "layers that are taken from init_from; empty: all", free_on_resume=True
+    )
+    resume_with_changes: bool = setting(
+        False,
+        "whether a run goes on although its settings changed",
+        free_on_resume=True,
+    )
+
+
+def fields() -> Iterator[Field]:
+    """Every field of a `Config`, as it is declared."""
+    return fields_of(Config)
