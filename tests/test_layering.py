@@ -195,3 +195,53 @@ def test_importing_the_package_is_light() -> None:
         check=True,
     )
     assert out.stdout.strip() == "[]"
+
+
+def private_uses(tree: ast.Module) -> Iterator[str]:
+    """Underscored names of our own modules that a file imports or reaches for."""
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            ("vgg_flax", "tests", "conftest", "benchmarks")
+        ):
+            modules |= {alias.asname or alias.name for alias in node.names}
+            yield from (a.name for a in node.names if is_private(a.name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in modules:
+                yield ast.unparse(node)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_no_module_uses_anothers_private_names() -> None:
+    root = PACKAGE.parent
+    files = [*PACKAGE.rglob("*.py"), root / "train.py"]
+    for folder in ("tests", "benchmarks", "configs", "scripts"):
+        files += (root / folder).rglob("*.py")
+    using = {str(f): list(private_uses(ast.parse(f.read_text()))) for f in files}
+    assert {file: names for file, names in using.items() if names} == {}
+
+
+def test_private_uses_are_seen() -> None:
+    for line in (
+        "from vgg_flax.training.trainer import _Run",
+        "from vgg_flax.training import trainer\ntrainer._Run()",
+        "from tests import processes as p\np.Process._x",
+    ):
+        assert list(private_uses(ast.parse(line))), line
+    assert not list(private_uses(ast.parse("import jax\njax._src; self._x")))
+
+
+def test_rooms_hold_functions_that_fit_a_screen_and_files_read_in_one_sitting() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 110, (path, node.name)

@@ -186,7 +186,7 @@ def test_a_transfer_needs_its_busiest_link() -> None:
     def seconds(kind: str, distance: int = 0) -> float:
         pairs = tuple((i, i ^ distance) for i in range(16)) if distance else ()
         exchange = hlo.Collective(kind, 10**9, None, pairs, "")
-        return roofline._exchange_seconds(program, exchange)
+        return roofline.exchange_seconds(program, exchange)
 
     assert seconds("collective-permute", 1) == pytest.approx(0.02)  # 50 GB/s
     assert seconds("collective-permute", 2) == pytest.approx(0.04)  # two share a link

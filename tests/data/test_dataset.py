@@ -574,7 +574,7 @@ def test_a_cache_reads_each_record_once_and_changes_nothing():
     for cache, expected in ((False, 40), (True, 10)):
         counting = Counting(plain.records)
         split = dataclasses.replace(plain, records=counting)
-        examples = batches_lib._Decoded(settings(cache=cache), split)
+        examples = batches_lib.DecodedExamples(settings(cache=cache), split)
         batches.append([examples[i % 10]["label"] for i in range(40)])
         assert counting.reads == expected
     assert batches[0] == batches[1]

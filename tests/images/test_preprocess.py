@@ -516,7 +516,7 @@ def test_random_areas_are_uniform_in_area_log_aspect_and_place():
     # At most half the area: sqrt(0.5 * 4 / 3) < 1, so no draw is ever refused.
     settings = view_config(crop_area=(0.08, 0.5))
     rng = np.random.default_rng(0)
-    boxes = [augmentation._random_area(settings, 4000, 4000, rng) for _ in range(4000)]
+    boxes = [augmentation.random_area(settings, 4000, 4000, rng) for _ in range(4000)]
     left, top, width, height = np.array(boxes, float).T
 
     area = width * height / 4000**2
@@ -537,7 +537,7 @@ def test_random_areas_stay_in_the_image_and_in_bounds(height: int, width: int):
     settings = view_config(crop_area=(0.2, 1.0))
     rng = np.random.default_rng(0)
     for _ in range(1000):
-        left, top, w, h = augmentation._random_area(settings, height, width, rng)
+        left, top, w, h = augmentation.random_area(settings, height, width, rng)
         assert 0 <= left <= left + w <= width and 0 <= top <= top + h <= height
         assert w > 0 and h > 0
         # Both sides are rounded, by half a pixel at most.
@@ -560,7 +560,7 @@ def test_a_very_long_image_gives_its_middle(
     settings = view_config(crop_area=(0.5, 1.0))
     rng = np.random.default_rng(0)
     for _ in range(20):
-        assert augmentation._random_area(settings, height, width, rng) == expected
+        assert augmentation.random_area(settings, height, width, rng) == expected
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -574,7 +574,7 @@ def test_a_resized_crop_is_pillows_crop_and_resize(
     view, image = augmentation.make_train_view(settings), noise(height, width, channels)
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        left, top, w, h = augmentation._random_area(settings, height, width, rng)
+        left, top, w, h = augmentation.random_area(settings, height, width, rng)
         mirrored = rng.random() < 0.5
         # torchvision crops before it resizes: nothing outside the box bleeds in.
         cut = image[top : top + h, left : left + w]

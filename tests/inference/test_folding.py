@@ -57,9 +57,9 @@ def test_a_difference_is_told_against_the_spread(
     # With another epsilon the logits move, and the figure must say so.
     net = random_net("vgg11_bn")
     monkeypatch.setattr(model, "BATCH_NORM_EPSILON", 0.5)
-    fold: Any = folding._fold(net.variables)
+    fold: Any = folding.fold(net.variables)
     monkeypatch.undo()
-    monkeypatch.setattr(folding, "_fold", lambda _: fold)
+    monkeypatch.setattr(folding, "fold", lambda _: fold)
     assert folding.fold_batch_norm(net)[1] > 0.01
 
 

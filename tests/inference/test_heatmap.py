@@ -25,7 +25,7 @@ def maps(net: net.Net, picture: np.ndarray, class_index: int) -> Any:
     last = max(name for name in net.variables["params"] if name.startswith("conv5"))
     convolution = description.describe(net.model, shape)[last]
     tap = last.replace("conv", "relu")
-    found = heatmap._maps(net, picture[None], class_index, tap, convolution.shape)
+    found = heatmap.class_maps(net, picture[None], class_index, tap, convolution.shape)
     return tuple(np.asarray(x) for x in found)
 
 
@@ -148,7 +148,7 @@ def test_a_map_lies_where_its_windows_have_their_middles() -> None:
         (np.repeat(rows[:, None], 8, 1), 0, 320, (111.5, 207.5)),
         (np.repeat(columns[None], 4, 0), 1, 448, (111.5, 335.5)),
     ):
-        overlaid = heatmap._upsample(jnp.asarray(values), layer, 320, 448)
+        overlaid = heatmap.upsample(jnp.asarray(values), layer, 320, 448)
         assert overlaid.shape == (320, 448)
         places = np.clip(np.arange(pixels), *ends).reshape((-1, 1) if axis == 0 else -1)
         expected = np.broadcast_to(places, (320, 448))

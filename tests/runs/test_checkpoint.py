@@ -12,6 +12,7 @@ from conftest import ORBAX_LEAVES_COROUTINES
 
 from vgg_flax import config, parallel
 from vgg_flax.runs import checkpoint
+from vgg_flax.runs.leaves import from_leaves, to_leaves
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.state import TrainState
 
@@ -55,7 +56,7 @@ def test_a_state_comes_back_bit_for_bit(
     assert found is not None
     assert found.step == 7
     assert found.meta["note"] == "step 7"
-    back = checkpoint.from_leaves(jax.eval_shape(lambda: state), found.leaves)
+    back = from_leaves(jax.eval_shape(lambda: state), found.leaves)
     expected = state.replace(step=jnp.asarray(7, jnp.int32))
     assert jax.tree.structure(back) == jax.tree.structure(expected)
     for ours, theirs in zip(
@@ -159,12 +160,12 @@ def test_if_all_are_damaged_it_does_not_start_from_nothing(
 def test_another_nets_leaves_are_listed_all_at_once(
     state: TrainState,
 ) -> None:
-    leaves = checkpoint.to_leaves(state)
+    leaves = to_leaves(state)
     leaves["params/fc8/bias"] = leaves["params/fc8/bias"].astype(np.float16)
     leaves["params/fc9/bias"] = leaves.pop("params/fc7/bias")
     leaves["params/fc6/bias"] = leaves["params/fc6/bias"][:-1]
     with pytest.raises(checkpoint.CheckpointError) as caught:
-        checkpoint.from_leaves(state, leaves)
+        from_leaves(state, leaves)
     message = str(caught.value)
     for part in ("fc8/bias: (3,) float16", "fc9/bias: unexpected", "fc7/bias: missing"):
         assert part in message

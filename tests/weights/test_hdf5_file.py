@@ -77,7 +77,7 @@ def test_a_listing_that_was_killed_starts_again(tmp_path: pathlib.Path):
     path = tmp_path / "good.h5"
     arrays = WRITERS["hdf5"][1](path)
     assert_equal(formats.read(path).tensors, arrays)
-    process = hdf5_file._LISTER._process
+    process = hdf5_file.LISTER.process
     assert process
     process.kill()  # for want of memory, say
     process.wait()

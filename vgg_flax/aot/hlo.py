@@ -90,7 +90,7 @@ def operations(text: str, computation: str | None = None) -> list[Operation]:
     if "is_scheduled=true" not in text[:10_000]:
         raise ValueError("the HLO module is not scheduled")
     bodies = _bodies(text)
-    found: dict[str, Operation] = {}
+    by_name: dict[str, Operation] = {}
     lines = bodies[computation] if computation else text[text.index("\nENTRY ") :]
     for line in lines.splitlines():
         match = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.+?) ([\w-]+)\((.*)", line)
@@ -102,18 +102,18 @@ def operations(text: str, computation: str | None = None) -> list[Operation]:
         operands = tuple(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
         sizes = _array_bytes(shape) or [0]
         result_bytes = max(sizes) if "-start" in name else sum(sizes)
-        taken = sum(found[o].result_bytes for o in operands if o in found)
-        found[name] = Operation(
+        taken = sum(by_name[o].result_bytes for o in operands if o in by_name)
+        by_name[name] = Operation(
             name,
             opcode,
             result_bytes,
             0 if opcode.endswith(_IDLE) else result_bytes + taken,
             operands,
             int(cycles[1]) if cycles else 0,
-            _flops(inner),
+            count_flops(inner),
             inner,
         )
-    return list(found.values())
+    return list(by_name.values())
 
 
 def schedule(
@@ -151,7 +151,7 @@ def collectives(text: str, computation: str | None = None) -> list[Collective]:
     """
     scheduled = operations(text, computation)
     begun: dict[str, int] = {}  # not yet ended
-    found: dict[int, list[Collective]] = {}
+    by_start: dict[int, list[Collective]] = {}
     for i, operation in enumerate(scheduled):
         edge = _edge(operation)
         if edge == "done":
@@ -159,18 +159,18 @@ def collectives(text: str, computation: str | None = None) -> list[Collective]:
             keys = (_chain(operation), *operation.operands)
             first = begun.pop(next(k for k in keys if k in begun))
             between = tuple(scheduled[first + 1 : i])
-            found[first] = [_collective(scheduled[first], between)]
+            by_start[first] = [_collective(scheduled[first], between)]
         elif edge == "start":
             begun[_chain(operation) or operation.name] = i
         elif operation.opcode.startswith(_KINDS):
-            found[i] = [_collective(operation, None)]
+            by_start[i] = [_collective(operation, None)]
         elif operation.opcode == "while":
             body, turns = _loop(text, operation)
-            found[i] = [
+            by_start[i] = [
                 dataclasses.replace(c, times=c.times * turns)
                 for c in collectives(text, body)
             ]
-    return [collective for i in sorted(found) for collective in found[i]]
+    return [collective for i in sorted(by_start) for collective in by_start[i]]
 
 
 def _collective(
@@ -232,7 +232,7 @@ def _bodies(text: str) -> dict[str, str]:
     }
 
 
-def _flops(lines: str) -> int:
+def count_flops(lines: str) -> int:
     """Of the convolutions in `lines`, which define their operands too.
 
     As the compiler's own count: only where the window lies on pixels, for the fc6's

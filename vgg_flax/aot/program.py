@@ -262,14 +262,14 @@ def find_batch(
 def _shortage(program: Program, error: str) -> str:
     # "... (27.41G) exceeds available HBM (15.75G)", "21.14G exceeds 15.75G"
     sizes = re.search(r"([\d.]+)G\)? exceeds [^\d\n]*([\d.]+)G", error)
-    said = error.splitlines()[0][:300]
+    shortage = error.splitlines()[0][:300]
     if sizes:
         short = float(sizes[1]) - float(sizes[2])
-        said = f"needs {sizes[1]} GiB of {sizes[2]}, {short:.2f} GiB too many"
+        shortage = f"needs {sizes[1]} GiB of {sizes[2]}, {short:.2f} GiB too many"
     return (
         f"{program.config.model.variant}, program {program.name}, does not fit into a "
         f"{program.chip.name} chip with {program.per_chip_batch} images a chip: "
-        f"{said}; use fewer images (--per-chip-batch, --find-batch), shard_fc, "
+        f"{shortage}; use fewer images (--per-chip-batch, --find-batch), shard_fc, "
         "remat or accumulation_steps"
     )
 

@@ -92,7 +92,7 @@ def _exchange(program: Program, collective: hlo.Collective) -> dict[str, Any]:
             return estimate
         return min(estimate, operation.touched_bytes / chip.memory_bandwidth)
 
-    needed = _exchange_seconds(program, collective)
+    needed = exchange_seconds(program, collective)
     covered = sum(seconds(operation) for operation in collective.meanwhile or ())
     hidden = 1.0 if not needed else min(1.0, covered / needed)
     return {
@@ -106,7 +106,7 @@ def _exchange(program: Program, collective: hlo.Collective) -> dict[str, Any]:
     }
 
 
-def _exchange_seconds(program: Program, collective: hlo.Collective) -> float:
+def exchange_seconds(program: Program, collective: hlo.Collective) -> float:
     """A lower bound: a permute by its busiest link, others by all links of a chip.
 
     Gathering N parts, or reducing to them, moves (N - 1) / N of the bytes through each

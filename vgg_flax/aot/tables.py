@@ -3,11 +3,12 @@
 from typing import Any
 
 
-def compile_tables(told: dict[str, Any]) -> str:
+def compile_tables(report: dict[str, Any]) -> str:
     """What `roofline.report` found, for people."""
     import tabulate
 
-    memory, roofline, donation = told["memory"], told["roofline"], told["donation"]
+    memory, roofline = report["memory"], report["roofline"]
+    donation, chip = report["donation"], report["chip"]
     mib, mb = 2**20, 1e6
     sizes = [
         (kind, f"{size / mib:,.0f}", f"{size / memory['chip']:.1%}")
@@ -22,14 +23,15 @@ def compile_tables(told: dict[str, Any]) -> str:
             f"{e['covered_seconds'] * 1e3:.3f}",
             f"{e['hidden']:.0%}",
         )
-        for e in told["collectives"]
+        for e in report["collectives"]
     ]
-    height, width = told["image_size"]
-    versions = ", ".join(f"{k} {v}" for k, v in told["versions"].items())
+    height, width = report["image_size"]
+    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     whole = "all" if donation["complete"] else "NOT all"
     lines = [
-        f"{told['variant']} {told['program']}, {told['dtype']}, {told['chips']} x "
-        f"{told['chip']}, {told['per_chip_batch']} images of {height}x{width} a chip",
+        f"{report['variant']} {report['program']}, {report['dtype']}, "
+        f"{report['chips']} x {chip}, "
+        f"{report['per_chip_batch']} images of {height}x{width} a chip",
         versions,
         "",
         tabulate.tabulate(
@@ -38,10 +40,10 @@ def compile_tables(told: dict[str, Any]) -> str:
             colalign=("left", *["right"] * 2),
         ),
         "",
-        f"{told['flops']['image'] / 1e9:,.1f} GFLOP an image, "
-        f"{told['flops']['step'] / 1e12:,.3f} TFLOP a step and chip",
+        f"{report['flops']['image'] / 1e9:,.1f} GFLOP an image, "
+        f"{report['flops']['step'] / 1e12:,.3f} TFLOP a step and chip",
     ]
-    if told["program"] == "train":
+    if report["program"] == "train":
         lines.append(
             f"donated: {whole} of the state's {donation['state'] / mib:,.0f} MiB"
         )
@@ -53,9 +55,9 @@ def compile_tables(told: dict[str, Any]) -> str:
             colalign=("left", *["right"] * 5),
             disable_numparse=True,
         ),
-        f"exposed: {told['exposed_bytes'] / mb:,.1f} of "
-        f"{told['exchanged_bytes'] / mb:,.1f} MB exchanged; the params have "
-        f"{told['parameter_bytes'] / mb:,.1f} MB",
+        f"exposed: {report['exposed_bytes'] / mb:,.1f} of "
+        f"{report['exchanged_bytes'] / mb:,.1f} MB exchanged; the params have "
+        f"{report['parameter_bytes'] / mb:,.1f} MB",
         "",
         f"estimate from published peaks, not measured: a step "
         f"{roofline['step_seconds']:.4f} s (compute "

@@ -49,7 +49,7 @@ def train_batches(
     local = shard.local_size(config.batch_size)
     index = np.arange(local, dtype=np.int32) + shard.process * local
     dataset = (
-        grain.MapDataset.source(_Reshuffled(_Decoded(config, split), seed))
+        grain.MapDataset.source(_Reshuffled(DecodedExamples(config, split), seed))
         .seed(seed)
         .random_map(_TrainView(config))
         .batch(local)[shard.process :: shard.processes]
@@ -100,7 +100,7 @@ def batch_shapes(
     return shapes
 
 
-class _Decoded:
+class DecodedExamples:
     """The records of a split with their images decoded; in memory if so configured."""
 
     def __init__(self, config: DataConfig, split: Split):
@@ -126,7 +126,7 @@ class _Reshuffled:
     each place anew, in 30 us an example, which is most of what a small one costs.
     """
 
-    def __init__(self, examples: _Decoded, seed: int):
+    def __init__(self, examples: DecodedExamples, seed: int):
         self._examples, self._seed = examples, seed
         self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 

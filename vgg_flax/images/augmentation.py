@@ -56,15 +56,16 @@ def _resized_crop(
 ) -> np.ndarray:
     """torchvision's RandomResizedCrop: a random area, aspect 3/4 to 4/3, rescaled."""
     height, width = image.shape[:2]
-    left, top, box_width, box_height = _random_area(config, height, width, rng)
+    left, top, box_width, box_height = random_area(config, height, width, rng)
     box = (left, top, left + box_width, top + box_height)
     side = config.crop_size
     return RESIZES[config.train_resize](image, side, side, box)
 
 
-def _random_area(
+def random_area(
     config: DataConfig, height: int, width: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
+    """The part of an image that `resized_crop` takes: left, top, width, height."""
     for _ in range(10):
         area = height * width * rng.uniform(*config.crop_area)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))

@@ -41,7 +41,7 @@ def fold_batch_norm(net: Net, images: np.ndarray | None = None) -> tuple[Net, fl
         )
     variant = net.variant.removesuffix("_bn")
     folded = net.replace(
-        variables={"params": _fold(net.variables)},
+        variables={"params": fold(net.variables)},
         variant=variant,
         model=net.model.clone(variant=variant, conv_bias=True, batch_norm_axis=None),
     )
@@ -59,7 +59,8 @@ def smooth_noise(preprocessing: Preprocessing) -> np.ndarray:
     return np.stack([resize.resize(image, size, size) for image in coarse])
 
 
-def _fold(variables: dict[str, Any]) -> dict[str, Any]:
+def fold(variables: dict[str, Any]) -> dict[str, Any]:
+    """The variables without BatchNorm, as NumPy arrays."""
     params, statistics = variables["params"], variables["batch_stats"]
     folded = {name: p for name, p in params.items() if not name.startswith("bn")}
     for name in statistics:

@@ -74,18 +74,18 @@ def make(
     last_stage = len(model.VARIANTS[net.variant].stages[-1])
     convolution, tap = layers[f"conv5_{last_stage}"], f"relu5_{last_stage}"
     with jax.default_matmul_precision("highest"):
-        probability, grad_cam = _maps(
+        probability, grad_cam = class_maps(
             net, picture[None], class_index, tap, convolution.shape
         )
     return Heatmaps(
         picture,
-        _upsample(probability, layers["fc8"], height, width),
-        _upsample(grad_cam, convolution, height, width),
+        upsample(probability, layers["fc8"], height, width),
+        upsample(grad_cam, convolution, height, width),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("tap", "shape"))
-def _maps(
+def class_maps(
     net: Net,
     images: jax.Array,
     class_index: int | jax.Array,
@@ -110,7 +110,7 @@ def _maps(
     return probability, nn.relu(activation[0].astype(weights.dtype) @ weights)
 
 
-def _upsample(
+def upsample(
     values: jax.Array, layer: description.Layer, height: int, width: int
 ) -> np.ndarray:
     """A layer's map at every pixel: `[h, w]` -> `[height, width]`."""

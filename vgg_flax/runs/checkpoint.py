@@ -10,20 +10,19 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
-from flax import serialization, traverse_util
+from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vgg_flax.errors import VGGFlaxError
 from vgg_flax.parallel import distributed
+from vgg_flax.runs import leaves as leaves_lib
+from vgg_flax.runs.leaves import CheckpointError, Leaves
 
 # Orbax warns of each save without metrics, which one between evaluations has not.
 absl_logging.get_absl_logger().addFilter(
@@ -31,14 +30,9 @@ absl_logging.get_absl_logger().addFilter(
 )
 
 Tree = dict[str, Any]
-Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
 
 _ITEMS = ("model", "training")
 _MODEL_KEYS = ("params", "batch_stats")
-
-
-class CheckpointError(VGGFlaxError):
-    """A checkpoint that is missing, damaged, or of something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +121,8 @@ class Checkpoints:
         Raises:
           CheckpointError: the disk is full, or the folder is gone or read-only.
         """
-        leaves = to_leaves(state)
-        meta = {**meta, "versions": versions(), "leaves": _describe(leaves)}
+        leaves = leaves_lib.to_leaves(state)
+        meta = {**meta, "versions": versions(), "leaves": leaves_lib.describe(leaves)}
         items = {
             item: ocp.args.StandardSave(_nest(part))
             for item in _ITEMS
@@ -225,14 +219,14 @@ class Checkpoints:
             leaves: Leaves = {}
             for item in targets:
                 leaves |= traverse_util.flatten_dict(restored[item], sep="/")
-            found = _describe(leaves)
+            actual = leaves_lib.describe(leaves)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             first_line = str(error).splitlines()[:1]
             raise CheckpointError(
                 f"checkpoint {self._folder / str(step)} cannot be read: "
                 f"{type(error).__name__}: {''.join(first_line)[:200]}"
             ) from error
-        wrong = [path for path in found if found[path] != meta["leaves"][path]]
+        wrong = [path for path in actual if actual[path] != meta["leaves"][path]]
         if wrong:
             listed = ", ".join(wrong[:3]) + " and others" * (len(wrong) > 3)
             raise CheckpointError(
@@ -339,43 +333,6 @@ def save_variables(
         checkpoints.wait()
 
 
-def to_leaves(state: Any) -> Leaves:
-    """A pytree's leaves as host arrays of their own, by path."""
-    nested = serialization.to_state_dict(state)
-    flat = traverse_util.flatten_dict(nested, sep="/")
-    # Copies: on CPU a view would alias buffers that the next step is given.
-    return {path: np.array(jax.device_get(leaf)) for path, leaf in flat.items()}
-
-
-def from_leaves(target: Any, leaves: Leaves) -> Any:
-    """`target`'s pytree with the values of `leaves`.
-
-    Raises:
-      CheckpointError: listing every missing, unexpected or misshapen leaf.
-    """
-    nested = serialization.to_state_dict(target)
-    expected: dict[str, Any] = traverse_util.flatten_dict(
-        nested, sep="/", keep_empty_nodes=True
-    )
-    full, problems = {}, [f"{p}: unexpected" for p in leaves if p not in expected]
-    for path, leaf in expected.items():
-        if leaf is traverse_util.empty_node:
-            full[path] = leaf
-        elif path not in leaves:
-            problems.append(f"{path}: missing")
-        elif leaves[path].shape != leaf.shape or leaves[path].dtype != leaf.dtype:
-            found = f"{leaves[path].shape} {leaves[path].dtype}"
-            problems.append(f"{path}: {found}, expected {leaf.shape} {leaf.dtype}")
-        else:
-            full[path] = leaves[path]
-    if problems:
-        raise CheckpointError(
-            "the checkpoint is of another net: " + "; ".join(problems)
-        )
-    nested = traverse_util.unflatten_dict(full, sep="/")
-    return serialization.from_state_dict(target, nested)
-
-
 def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
     model = item == "model"
     return {
@@ -385,17 +342,6 @@ def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
 
 def _nest(leaves: dict[str, Any]) -> Tree:
     return traverse_util.unflatten_dict(leaves, sep="/")
-
-
-def _describe(leaves: Leaves) -> dict[str, dict[str, Any]]:
-    return {
-        path: {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "crc32": zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data),
-        }
-        for path, leaf in leaves.items()
-    }
 
 
 def _score(metrics: dict[str, float]) -> float:

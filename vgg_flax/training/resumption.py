@@ -6,6 +6,7 @@ from vgg_flax import config as config_lib
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError
 from vgg_flax.runs import checkpoint
+from vgg_flax.runs.leaves import from_leaves, to_leaves
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.state import TrainState
 
@@ -51,7 +52,7 @@ def new_state(config: Config) -> TrainState:
 def _init_from(config: Config, state: TrainState) -> TrainState:
     """`state` with params (and statistics) of another run's checkpoint."""
     other = checkpoint.load(config.init_from)
-    expected = checkpoint.to_leaves(state)
+    expected = to_leaves(state)
     chosen = {
         path: leaf
         for path, leaf in other.leaves.items()
@@ -69,7 +70,7 @@ def _init_from(config: Config, state: TrainState) -> TrainState:
         for path, leaf in expected.items()
         if path not in chosen and (config.init_layers or not _is_model(path))
     }
-    return checkpoint.from_leaves(state, {**kept, **chosen})
+    return from_leaves(state, {**kept, **chosen})
 
 
 def _is_model(path: str) -> bool:

@@ -52,7 +52,7 @@ def init_state(config: Config) -> TrainState:
     net = make_model(config.model)
     side = net.smallest_image  # params don't depend on the size
     images = jnp.zeros((1, side, side, net.in_channels), net.param_dtype)
-    variables = net.init(jax.random.key(config.seed), images)
+    variables = jax.jit(net.init)(jax.random.key(config.seed), images)
     # flax starts the statistics as float32, whatever the params are.
     batch_stats = jax.tree.map(
         lambda x: x.astype(net.param_dtype), variables.get("batch_stats", {})

@@ -22,6 +22,7 @@ from vgg_flax.parallel.watchdog import Watchdog
 from vgg_flax.runs import checkpoint, directory, log, profiling
 from vgg_flax.runs.events import Events, Position
 from vgg_flax.runs.goodput import Goodput
+from vgg_flax.runs.leaves import from_leaves
 from vgg_flax.runs.log import Log
 from vgg_flax.runs.meter import Meter
 from vgg_flax.runs.profiling import Profiler
@@ -134,7 +135,7 @@ def _first_state(
         (job.workdir / "config.json").write_text(config_lib.to_json(job.config))
     if saved is None:
         return resumption.new_state(job.config)
-    state = checkpoint.from_leaves(job.abstract_state, saved.leaves)
+    state = from_leaves(job.abstract_state, saved.leaves)
     position.step, position.validated = saved.step, saved.meta["evaluated"]
     events.write("resumed")
     return state

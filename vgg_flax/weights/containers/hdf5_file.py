@@ -58,7 +58,7 @@ def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
 
 
 def _ask(file: mapped_file.MappedFile) -> dict[str, Any]:
-    answer = _LISTER.ask(file.path)
+    answer = LISTER.ask(file.path)
     if "refused" in answer:
         raise WeightsError(f"{file.path}: {answer['refused']}")
     if "damaged" in answer:
@@ -71,7 +71,7 @@ class _Lister:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | None = None
         self._owner = 0  # a forked process must not share our pipes
 
     def ask(self, path: pathlib.Path) -> dict[str, Any]:
@@ -93,13 +93,13 @@ class _Lister:
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process and self._owner == os.getpid():
-            self._process.kill()
-            self._process.communicate()
-        self._process = None
+        if self.process and self._owner == os.getpid():
+            self.process.kill()
+            self.process.communicate()
+        self.process = None
 
     def _running(self) -> subprocess.Popen[str]:
-        process = self._process
+        process = self.process
         if process and self._owner == os.getpid() and process.poll() is None:
             return process
         # It finds h5py where this process does; -P: and not this folder's modules.
@@ -113,7 +113,7 @@ class _Lister:
             env={**os.environ, "PYTHONPATH": search_path},
         )
         self.close()
-        self._process, self._owner = process, os.getpid()
+        self.process, self._owner = process, os.getpid()
         if process.stdout is None or process.stdout.readline() != "ready\n":
             self.close()
             raise WeightsError(
@@ -123,8 +123,8 @@ class _Lister:
         return process
 
 
-_LISTER = _Lister()
-atexit.register(_LISTER.close)
+LISTER = _Lister()
+atexit.register(LISTER.close)
 
 
 class _Dataset:

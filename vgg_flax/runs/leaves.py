@@ -1,0 +1,65 @@
+"""A state's leaves by path, each with its shape, dtype and crc32, and back."""
+
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization, traverse_util
+
+from vgg_flax.errors import VGGFlaxError
+
+Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
+
+
+class CheckpointError(VGGFlaxError):
+    """A checkpoint that is missing, damaged, or of something else."""
+
+
+def to_leaves(state: Any) -> Leaves:
+    """A pytree's leaves as host arrays of their own, by path."""
+    nested = serialization.to_state_dict(state)
+    flat = traverse_util.flatten_dict(nested, sep="/")
+    # Copies: on CPU a view would alias buffers that the next step is given.
+    return {path: np.array(jax.device_get(leaf)) for path, leaf in flat.items()}
+
+
+def from_leaves(target: Any, leaves: Leaves) -> Any:
+    """`target`'s pytree with the values of `leaves`.
+
+    Raises:
+      CheckpointError: listing every missing, unexpected or misshapen leaf.
+    """
+    nested = serialization.to_state_dict(target)
+    expected: dict[str, Any] = traverse_util.flatten_dict(
+        nested, sep="/", keep_empty_nodes=True
+    )
+    full, problems = {}, [f"{p}: unexpected" for p in leaves if p not in expected]
+    for path, leaf in expected.items():
+        if leaf is traverse_util.empty_node:
+            full[path] = leaf
+        elif path not in leaves:
+            problems.append(f"{path}: missing")
+        elif leaves[path].shape != leaf.shape or leaves[path].dtype != leaf.dtype:
+            actual = f"{leaves[path].shape} {leaves[path].dtype}"
+            problems.append(f"{path}: {actual}, expected {leaf.shape} {leaf.dtype}")
+        else:
+            full[path] = leaves[path]
+    if problems:
+        raise CheckpointError(
+            "the checkpoint is of another net: " + "; ".join(problems)
+        )
+    nested = traverse_util.unflatten_dict(full, sep="/")
+    return serialization.from_state_dict(target, nested)
+
+
+def describe(leaves: Leaves) -> dict[str, dict[str, Any]]:
+    """What a checkpoint says of each leaf: `shape`, `dtype`, `crc32`."""
+    return {
+        path: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "crc32": zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data),
+        }
+        for path, leaf in leaves.items()
+    }
