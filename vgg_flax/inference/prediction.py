@@ -250,9 +250,7 @@ def to_dict(
             image["heatmap"] = pictures[prediction.path]
         images.append(image)
     return {
-        "source": net.source,
-        "sha256": net.sha256,
-        "variant": net.variant,
+        **net.card.identity(),
         "dtype": str(jnp.dtype(net.model.dtype)),
         "matmul_precision": "highest",
         "preprocessing": dataclasses.asdict(net.preprocessing),

@@ -10,6 +10,7 @@ from vgg_flax.config import Config
 from vgg_flax.images import preprocessing
 from vgg_flax.runs import checkpoint, events
 from vgg_flax.training import state
+from vgg_flax.weights.card import ModelCard
 
 
 class Saver:
@@ -53,14 +54,16 @@ class Saver:
           CheckpointError: the disk is full, or the workdir is gone.
         """
         self.check_still_there()
-        data, net = self._config.data, state.make_model(self._config.model)
+        data = self._config.data
+        card = ModelCard(
+            model=state.make_model(self._config.model),
+            preprocessing=preprocessing.Preprocessing.of(data),
+            class_names=self._class_names,
+            train_scale=data.train_scale if data.train_view == "paper" else None,
+        )
         meta = {
             "config": dataclasses.asdict(self._config),
-            "variant": net.variant,
-            "model": net.settings,
-            "preprocessing": dataclasses.asdict(preprocessing.Preprocessing.of(data)),
-            "class_names": list(self._class_names),
-            "train_scale": data.train_scale if data.train_view == "paper" else None,
+            **card.to_json(),
             "evaluated": evaluated,
         }
         self.wait()
