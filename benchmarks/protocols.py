@@ -23,6 +23,7 @@ from vgg_flax import VGG, config
 from vgg_flax.evaluation import experiments, posteriors, protocols
 from vgg_flax.images import preprocessing
 from vgg_flax.net import Net
+from vgg_flax.weights.card import ModelCard
 
 SCALES = (256, 384, 512)
 
@@ -37,13 +38,8 @@ def random_net(variant: str, dtype: str) -> Net:
     variables = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(0.01, 0.01, x.shape), x.dtype), shapes
     )
-    net = Net(
-        variables=variables,
-        model=model,
-        variant=variant,
-        preprocessing=preprocessing.Preprocessing.of(config.DataConfig()),
-        class_names=(),
-    )
+    pixels = preprocessing.Preprocessing.of(config.DataConfig())
+    net = Net(variables, ModelCard(model, pixels))
     return experiments.adapt(net, dtype, adaptive_pool=False)
 
 

@@ -32,6 +32,7 @@ from vgg_flax import model
 from vgg_flax import net as net_lib
 from vgg_flax.images import preprocessing
 from vgg_flax.runs import checkpoint
+from vgg_flax.weights.card import ModelCard
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -131,10 +132,8 @@ def random_net(variant: str, **fields: Any) -> net_lib.Net:
             value = random.normal(0, 0.2, leaf.shape)
         return jnp.asarray(value, module.param_dtype)  # linen's statistics: float32
 
-    return net_lib.Net(
-        variables=jax.tree_util.tree_map_with_path(draw, shapes),
+    card = ModelCard(
         model=module,
-        variant=model.variant_name(variant),
         preprocessing=preprocessing.Preprocessing(
             (0.5,) * channels, (0.25,) * channels, side * 8 // 7, side
         ),
@@ -142,9 +141,10 @@ def random_net(variant: str, **fields: Any) -> net_lib.Net:
         source="random.safetensors",
         sha256="0" * 64,
     )
+    return net_lib.Net(jax.tree_util.tree_map_with_path(draw, shapes), card)
 
 
 def save_run(net: net_lib.Net, workdir: pathlib.Path) -> pathlib.Path:
     """`net` as a run directory that `vgg_flax.load` reads; returns `workdir`."""
-    checkpoint.save_variables(workdir, net.variables, net_lib.meta_of(net))
+    checkpoint.save_variables(workdir, net.variables, net.card.to_json())
     return workdir

@@ -1,5 +1,6 @@
 """`vgg_flax.load` gives a net that plain JAX functions can use."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -151,6 +152,81 @@ def test_a_runs_folder_of_checkpoints_is_the_run(tmp_path: pathlib.Path) -> None
         vgg_flax.load(run / "checkpoints" / "0", "best")
     named_so = save_run(net, tmp_path / "checkpoints")
     assert vgg_flax.load(named_so).sha256 == vgg_flax.load(run).sha256
+
+
+def test_a_net_is_its_card_and_variables() -> None:
+    net = random_net("D", num_classes=4).replace(train_scale=(256, 512))
+    assert (net.variant, net.model.variant) == ("vgg16", "D")
+    fields = {f.name: getattr(net.card, f.name) for f in dataclasses.fields(net.card)}
+    assert {name: getattr(net, name) for name in fields} == fields
+    leaves = jax.tree.leaves(net.variables)
+    assert all(a is b for a, b in zip(jax.tree.leaves(net), leaves, strict=True))
+    doubled = jax.jit(lambda net: jax.tree.map(lambda x: 2 * x, net))(net)
+    assert doubled.card == net.card
+
+    other = net.replace(model=net.model.clone(variant="vgg19"), class_names=("a",))
+    assert (other.variant, other.class_names) == ("vgg19", ("a",))
+    assert (other.train_scale, other.variables) == ((256, 512), net.variables)
+    assert net.replace(variables={}).card == net.card
+    with pytest.raises(TypeError, match="variant"):  # it is the model's
+        net.replace(variant="vgg19")
+
+
+def test_a_checkpoint_of_before_there_were_cards_is_loaded(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = random_net("vgg11")
+    meta = {
+        "config": {},
+        "variant": "vgg11",
+        "model": {
+            "dropout_rate": 0.5,
+            "dtype": "float32",
+            "fc6_window": 1,
+            "fc_widths": [16, 16],
+            "head": "fc",
+            "in_channels": 3,
+            "initializer": "he",
+            "num_classes": 10,
+            "variant": "vgg11",
+            "width_multiplier": 1 / 16,
+        },
+        "preprocessing": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+            "test_scale": 36,
+            "crop_size": 32,
+        },
+        "class_names": [f"class {i}" for i in range(10)],
+        "train_scale": [256, 512],
+        "evaluated": False,
+    }
+    checkpoint.save_variables(tmp_path / "run", net.variables, meta)
+    loaded = vgg_flax.load(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, net.variables)
+    expected = dataclasses.replace(
+        net.card,
+        train_scale=(256, 512),
+        source=str(tmp_path / "run"),
+        sha256=loaded.sha256,
+    )
+    assert loaded.card == expected
+    assert len(loaded.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    "damage", [{"model": 5}, {"variant": "vgg13"}, {"class_names": None}], ids=str
+)
+def test_a_checkpoint_that_does_not_say_what_it_is_is_one_error(
+    damage: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11")
+    meta = net.card.to_json() | damage
+    checkpoint.save_variables(tmp_path / "run", net.variables, meta)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"step 0 of .*/run does not say what its net"
+    ):
+        vgg_flax.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import struct
 
 from vgg_flax import storage
 from vgg_flax.data import imagenet
@@ -15,33 +14,25 @@ from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG  # `model` is an attribute below
 from vgg_flax.runs import checkpoint
 from vgg_flax.weights import WeightsError, checksum, fetch
+from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.containers import formats
-from vgg_flax.weights.lineages import mapping, metadata
+from vgg_flax.weights.lineages import mapping
 
 
-class Net(struct.PyTreeNode):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Net:
     """A net ready to use. A pytree whose leaves are the variables' arrays.
 
     Attributes:
       variables: `params` and, with BatchNorm, `batch_stats`.
-      model: the linen module; `model.apply(variables, images)`.
-      variant: a key of `vgg_flax.VARIANTS`.
-      preprocessing: `.test_view(image_bytes)` and `.normalize(images)`.
-      class_names: in the order of the logits.
-      train_scale: S of the paper, (low, high), that the net was trained at; None
-        where a weight file does not tell.
-      source: the file or run directory, as it was given.
-      sha256: of the file; of a run's checkpoint, of its list of leaves and crcs.
+      card: what the net is besides them. Its `model`, `variant`, `preprocessing`
+        (`.test_view(image_bytes)`, `.normalize(images)`), `class_names`,
+        `train_scale`, `source` and `sha256` are attributes here too.
     """
 
     variables: dict[str, Any]
-    model: VGG = struct.field(pytree_node=False)
-    variant: str = struct.field(pytree_node=False)
-    preprocessing: Preprocessing = struct.field(pytree_node=False)
-    class_names: tuple[str, ...] = struct.field(pytree_node=False)
-    train_scale: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
-    source: str = struct.field(pytree_node=False, default="")
-    sha256: str = struct.field(pytree_node=False, default="")
+    card: ModelCard = dataclasses.field(metadata={"static": True})
 
     def __call__(self, images: Any) -> jax.Array:
         """Logits `[batch, classes]` of images `[batch, height, width, channels]`.
@@ -66,6 +57,48 @@ class Net(struct.PyTreeNode):
         logits: Any = self.model.apply(self.variables, images)
         return logits
 
+    def replace(self, *, variables: Any = None, **fields: Any) -> "Net":
+        """A copy with other `variables`, or other fields of the card."""
+        return Net(
+            variables=self.variables if variables is None else variables,
+            card=dataclasses.replace(self.card, **fields),
+        )
+
+    @property
+    def model(self) -> VGG:
+        """The linen module; `model.apply(variables, images)`."""
+        return self.card.model
+
+    @property
+    def variant(self) -> str:
+        """A key of `vgg_flax.VARIANTS`."""
+        return self.card.variant
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """`.test_view(image_bytes)` and `.normalize(images)`."""
+        return self.card.preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.card.class_names
+
+    @property
+    def train_scale(self) -> tuple[int, int] | None:
+        """S of the paper, (low, high); None where a weight file does not tell."""
+        return self.card.train_scale
+
+    @property
+    def source(self) -> str:
+        """The file or run directory, as it was given."""
+        return self.card.source
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; of a run's checkpoint, of its list of leaves and crcs."""
+        return self.card.sha256
+
 
 def load(
     path_or_name: epath.PathLike,
@@ -80,9 +113,9 @@ def load(
 ) -> Net:
     """The net in a run directory, a weight file, on the hub, or behind a URL.
 
-    Weight files are told apart by their content and their tensors' names: safetensors,
+    Weight files are recognised by their content and their tensors' names: safetensors,
     PyTorch (new and of 2017), Keras and flaxmodels HDF5, Caffe; the lineages are those
-    of `weights.layouts`. A load is whole, or an error.
+    of `weights.lineages.layouts`. A load is whole, or an error.
 
     Args:
       path_or_name: a run's --workdir (or its `checkpoints`, or a step's folder in
@@ -91,47 +124,31 @@ def load(
       variant: of a file, where its names can't tell ("vgg11_lrn").
       include_top: False: the convolutions only (`head="none"`).
       num_classes: other than the weights': fc8 starts anew.
-      preprocessing: of a file, a key of `weights.layouts.PIXELS`, instead of its own.
+      preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
       dtype: of params and computation; None: float32, or the run's own.
       sha256: what the file's must be.
 
     Raises:
       VGGFlaxError: no such thing, damaged, or not the weights of a VGG.
     """
-    if dtype is not None:
-        _check_dtype(dtype)
-    only_files = {
-        "variant": variant,
-        "num_classes": num_classes,
-        "preprocessing": preprocessing,
-        "include_top": None if include_top else False,
-    }
-    if num_classes is not None and not (
-        isinstance(num_classes, int) and num_classes > 0 and include_top
-    ):
-        raise WeightsError(
-            f"num_classes={num_classes!r}: expected a positive number"
-            + ("" if include_top else ", or features without classes: leave one out")
+    source = str(path_or_name)
+    _check_dtype(dtype)
+    _check_classes(num_classes, include_top)
+    folder = _local_folder(source)
+    if folder is not None:
+        workdir, step = _find_run(folder, step)
+        _refuse_in_runs(
+            source,
+            variant=variant,
+            num_classes=num_classes,
+            preprocessing=preprocessing,
+            include_top=None if include_top else False,
         )
-    if not str(path_or_name):
-        raise WeightsError("'' is no weights; expected a file, a folder, a name, a URL")
-    # etils knows schemes of its own, and not https://.
-    is_url = str(path_or_name).startswith(("https://", "http://", "file://"))
-    if not is_url:
-        storage.check_path("weights", path_or_name)
-    if not is_url and epath.Path(path_or_name).expanduser().is_dir():
-        workdir, step = _find_run(epath.Path(path_or_name).expanduser(), step)
-        given = [name for name, value in only_files.items() if value is not None]
-        if given:
-            raise WeightsError(
-                f"{path_or_name} is a run, which says itself what it is: leave out "
-                f"{', '.join(given)}"
-            )
-        return _load_checkpoint(str(path_or_name), workdir, step, dtype, sha256)
+        return _load_checkpoint(source, workdir, step, dtype, sha256)
     if step != "last":
-        raise WeightsError(f"{path_or_name} is a file and has no steps; step={step!r}")
-    container = formats.read(fetch.fetch(str(path_or_name), sha256=sha256))
-    found = mapping.to_weights(
+        raise WeightsError(f"{source} is a file and has no steps; step={step!r}")
+    container = formats.read(fetch.fetch(source, sha256=sha256))
+    weights = mapping.to_weights(
         container.tensors,
         sha256=container.sha256,
         metadata=container.metadata,
@@ -141,39 +158,24 @@ def load(
         preprocessing=preprocessing,
         dtype=dtype,
     )
-    return _of_file(str(path_or_name), container, found)
+    return _of_file(source, container.sha256, weights)
 
 
-def meta_of(net: Net) -> dict[str, Any]:
-    """What a checkpoint of `net` says it is; `load` reads it back."""
-    return {
-        "variant": net.variant,
-        "model": net.model.settings,
-        "preprocessing": dataclasses.asdict(net.preprocessing),
-        "class_names": list(net.class_names),
-        "train_scale": net.train_scale,
-        "source": net.source,
-        "source_sha256": net.sha256,
-    }
+def _local_folder(source: str) -> epath.Path | None:
+    """The folder that `source` is; None for a file, a name and a URL.
 
-
-def _of_file(source: str, container: formats.Container, found: mapping.Weights) -> Net:
-    """The net of a file, with the names of its classes where they are known."""
-    told = metadata.read(container.metadata)
-    class_names = told.class_names if told else ()
-    classes = 0 if found.model.head == "none" else found.model.num_classes
-    if len(class_names) != classes:
-        class_names = imagenet.synsets() if classes == 1000 else ()
-    return Net(
-        variables=found.variables,
-        model=found.model,
-        variant=found.model.variant,
-        preprocessing=found.preprocessing,
-        class_names=class_names,
-        train_scale=told.train_scale if told else None,
-        source=source,
-        sha256=container.sha256,
-    )
+    Raises:
+      WeightsError: it is empty.
+      VGGFlaxError: it is on storage that can't be reached.
+    """
+    if not source:
+        raise WeightsError("'' is no weights; expected a file, a folder, a name, a URL")
+    # etils knows schemes of its own, and not https://.
+    if source.startswith(("https://", "http://", "file://")):
+        return None
+    storage.check_path("weights", source)
+    path = epath.Path(source).expanduser()
+    return path if path.is_dir() else None
 
 
 def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | str]:
@@ -201,31 +203,61 @@ def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | st
     return folder.parent, step
 
 
+def _refuse_in_runs(source: str, **options: Any) -> None:
+    """Raises WeightsError for options, other than None, that say what a file is."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise WeightsError(
+            f"{source} is a run, which says itself what it is: leave out "
+            f"{', '.join(given)}"
+        )
+
+
 def _load_checkpoint(
     source: str, workdir: epath.Path, step: int | str, dtype: Any, sha256: str | None
 ) -> Net:
-    found = checkpoint.load(workdir, step)
+    saved = checkpoint.load(workdir, step)
     if sha256 is not None:
-        checksum.check(epath.Path(source), found.sha256, sha256)
-    settings = found.meta["model"]
-    net = VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
-    variables = jax.tree.map(jnp.asarray, found.variables)
-    if dtype is not None:
-        net = net.clone(dtype=str(jnp.dtype(dtype)))
-        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
-    return Net(
-        variables=variables,
-        model=net,
-        variant=found.meta["variant"],
-        preprocessing=Preprocessing.from_dict(found.meta["preprocessing"]),
-        class_names=tuple(found.meta["class_names"]),
-        train_scale=_pair(found.meta["train_scale"]),
-        source=source,
-        sha256=found.sha256,
+        checksum.check(epath.Path(source), saved.sha256, sha256)
+    try:
+        card = ModelCard.from_json(saved.meta)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(
+            f"step {saved.step} of {source} does not say what its net is: {error}; use "
+            "another step, or copy it anew"
+        ) from error
+    card = dataclasses.replace(card, source=source, sha256=saved.sha256)
+    net = Net(jax.tree.map(jnp.asarray, saved.variables), card)
+    if dtype is None:
+        return net
+    return net.replace(
+        variables=jax.tree.map(lambda x: x.astype(dtype), net.variables),
+        model=net.model.clone(dtype=str(jnp.dtype(dtype))),
     )
 
 
+def _of_file(source: str, sha256: str, weights: mapping.Weights) -> Net:
+    """The net of a file, with the names of its classes where they are known."""
+    card = dataclasses.replace(weights.card, source=source, sha256=sha256)
+    classes = 0 if card.model.head == "none" else card.model.num_classes
+    if len(card.class_names) != classes:
+        class_names = imagenet.synsets() if classes == 1000 else ()
+        card = dataclasses.replace(card, class_names=class_names)
+    return Net(weights.variables, card)
+
+
+def _check_classes(num_classes: int | None, include_top: bool) -> None:
+    is_count = isinstance(num_classes, int) and num_classes > 0
+    if num_classes is not None and not (is_count and include_top):
+        raise WeightsError(
+            f"num_classes={num_classes!r}: expected a positive number"
+            + ("" if include_top else ", or features without classes: leave one out")
+        )
+
+
 def _check_dtype(dtype: Any) -> None:
+    if dtype is None:
+        return
     try:
         is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
@@ -237,7 +269,3 @@ def _check_dtype(dtype: Any) -> None:
             "dtype=float64 needs JAX's 64-bit mode, which is off; set the environment "
             "variable JAX_ENABLE_X64=1"
         )
-
-
-def _pair(scale: list[int] | None) -> tuple[int, int] | None:
-    return None if scale is None else (scale[0], scale[1])

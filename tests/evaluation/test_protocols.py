@@ -18,6 +18,7 @@ from vgg_flax.evaluation.protocols import Protocol, Views
 from vgg_flax.images import preprocessing
 from vgg_flax.model import layers
 from vgg_flax.net import Net
+from vgg_flax.weights.card import ModelCard
 
 PIXELS = preprocessing.Preprocessing(
     mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), test_scale=40, crop_size=32
@@ -47,15 +48,14 @@ def tiny_net(variant: str = "vgg11", seed: int = 0, **fields: Any) -> Net:
         ),
         shapes,
     )
-    return Net(
-        variables=variables,
+    card = ModelCard(
         model=net,
-        variant=variant,
         preprocessing=PIXELS,
         class_names=tuple("abcdefghij"),
         source=f"{variant}-{seed}",
         sha256=f"{seed:064}",
     )
+    return Net(variables, card)
 
 
 @pytest.fixture(scope="module")

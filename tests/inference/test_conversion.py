@@ -40,6 +40,14 @@ def test_there_and_back_is_the_same_net(target: str, tmp_path: pathlib.Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == [target]  # nothing half-written
 
 
+def test_a_net_by_its_letter_goes_there_and_back(tmp_path: pathlib.Path) -> None:
+    net = random_net("A")
+    conversion.convert(net, tmp_path / "net.safetensors")
+    again = vgg_flax.load(tmp_path / "net.safetensors")
+    assert same(net, again)
+    assert again.variant == "vgg11"
+
+
 def test_a_checkpoints_own_folder_is_loaded_too(tmp_path: pathlib.Path) -> None:
     net = random_net("vgg11")
     conversion.convert(net, tmp_path / "run")

@@ -1,5 +1,6 @@
 """Foreign tensors -> variables: names, axes, pixels, and one list of what is wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VARIANTS, VGG
 from vgg_flax.weights import WeightsError
+from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.lineages import layouts, mapping, recognition
 from vgg_flax.weights.lineages import metadata as metadata_lib
 
@@ -114,16 +117,16 @@ def photos() -> np.ndarray:
 
 
 def logits(weights: mapping.Weights, images: np.ndarray) -> np.ndarray:
-    normalized = weights.preprocessing.normalize(images)
+    normalized = weights.card.preprocessing.normalize(images)
     with jax.default_matmul_precision("highest"):
-        return np.asarray(weights.model.apply(weights.variables, normalized))
+        return np.asarray(weights.card.model.apply(weights.variables, normalized))
 
 
 @pytest.mark.parametrize("variant", TORCHVISION_INDICES)
 def test_torchvisions_names_and_axes(variant: str) -> None:
     tensors = torchvision_tensors(variant)
     weights = mapping.to_weights(tensors)
-    assert weights.model.variant == variant
+    assert weights.card.model.variant == variant
     mean = np.array([0.485, 0.456, 0.406])
     std = np.array([0.229, 0.224, 0.225])
     x = ((photos() / 255 - mean) / std).transpose(0, 3, 1, 2)
@@ -192,7 +195,7 @@ def test_kerass_names_axes_and_pixels() -> None:
         named = {rename(n): t for n, t in keras_tensors(tensors).items()}
         weights = mapping.to_weights(named)
         assert weights.lineage == "Keras applications"
-        assert weights.model.fc6_window == WINDOW
+        assert weights.card.model.fc6_window == WINDOW
         scale = np.abs(expected).max()
         np.testing.assert_allclose(
             logits(weights, photos()) / scale, expected / scale, atol=1e-5
@@ -225,7 +228,7 @@ def test_mmpretrains_names() -> None:
             index = f"{MMPRETRAIN_INDICES[convolution_of(name)]}.{kind}"
         theirs[f"backbone.{part}.{index}.{leaf}"] = tensor
     weights = mapping.to_weights(theirs)
-    assert (weights.lineage, weights.preprocessing.resize) == ("mmpretrain", "cv2")
+    assert (weights.lineage, weights.card.preprocessing.resize) == ("mmpretrain", "cv2")
     expected = logits(mapping.to_weights(tensors), photos())
     np.testing.assert_array_equal(logits(weights, photos()), expected)
 
@@ -242,7 +245,7 @@ def test_caffes_blobs_of_the_first_version_too(legacy: bool) -> None:
             tensor = tensor.reshape((1,) * (4 - tensor.ndim) + tensor.shape)
         blobs[f"{names[i // 2]}/{i % 2}"] = tensor
     weights = mapping.to_weights(blobs)
-    assert (weights.lineage, weights.preprocessing) == ("Caffe", layouts.CAFFE)
+    assert (weights.lineage, weights.card.preprocessing) == ("Caffe", layouts.CAFFE)
     as_caffe = mapping.to_weights(tensors, sha256="d01eb7cb" + "0" * 56)
     unturned = logits(as_caffe, photos())  # torchvision's names, Caffe's pixels
     flipped = {**tensors, "features.0.weight": tensors["features.0.weight"][:, ::-1]}
@@ -269,16 +272,9 @@ def test_flaxmodels_axes() -> None:
     np.testing.assert_array_equal(logits(weights, photos()), expected)
 
 
-def told(net: VGG, **changes: object) -> dict[str, object]:
-    """What a file of ours says of `net`."""
-    preprocessing = {"mean": [0.5] * 3, "std": [1.0] * 3, "test_scale": 96}
-    return {
-        "model": net.settings,
-        "preprocessing": {**preprocessing, "crop_size": 96},
-        "class_names": ["a"],
-        "train_scale": [256, 512],
-        **changes,
-    }
+def card_of(net: VGG) -> ModelCard:
+    pixels = Preprocessing((0.5,) * 3, (1.0,) * 3, test_scale=96, crop_size=96)
+    return ModelCard(net, pixels, class_names=("a",), train_scale=(256, 512))
 
 
 ROUND_TRIPS = [
@@ -308,9 +304,9 @@ def test_out_and_back_is_bit_equal(lineage: str, variant: str) -> None:
     layout = layouts.BY_NAME[lineage]
     bgr = variant == "vgg11"
     tensors = mapping.to_tensors(variables, net, layout, bgr=bgr)
-    metadata = metadata_lib.write(told(net), bgr=bgr)
+    metadata = metadata_lib.write(card_of(net), bgr=bgr)
     again = mapping.to_weights(tensors, metadata=metadata)
-    assert again.model == net
+    assert again.card == card_of(net)
     assert again.lineage == lineage
     jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
 
@@ -393,9 +389,9 @@ def test_include_top_and_num_classes() -> None:
     assert not {"fc6", "fc7", "fc8"} & set(without.variables["params"])
     features = logits(without, photos())
     assert features.shape == (2, WIDTHS[-1])
-    _, taps = whole.model.apply(
+    _, taps = whole.card.model.apply(
         whole.variables,
-        whole.preprocessing.normalize(photos()),
+        whole.card.preprocessing.normalize(photos()),
         mutable="intermediates",
     )
     pool5 = np.asarray(taps["intermediates"]["pool5"])
@@ -416,32 +412,35 @@ def test_include_top_and_num_classes() -> None:
 
 def test_the_lrn_net_has_the_names_of_a() -> None:
     weights = mapping.to_weights(torchvision_tensors("vgg11"), variant="A-LRN")
-    assert weights.model.variant == "vgg11_lrn"
+    assert weights.card.model.variant == "vgg11_lrn"
 
 
 def test_pixels_that_names_cannot_tell() -> None:
     tensors = torchvision_tensors()
     known = mapping.to_weights(tensors, sha256="00b39a1b" + "0" * 56)
-    assert known.preprocessing == layouts.CAFFE
+    assert known.card.preprocessing == layouts.CAFFE
     plain = mapping.to_weights(tensors)
-    assert plain.preprocessing == layouts.TORCHVISION
+    assert plain.card.preprocessing == layouts.TORCHVISION
     flipped = np.asarray(known.variables["params"]["conv1_1"]["kernel"])
     kernel = np.asarray(plain.variables["params"]["conv1_1"]["kernel"])
     np.testing.assert_array_equal(flipped, kernel[:, :, ::-1])
 
     small = {**tensors, "features.0.weight": tensors["features.0.weight"] / 255}
     assert "--preprocessing" in listed(small)
-    assert mapping.to_weights(small, preprocessing="caffe").preprocessing.std[0] < 0.01
+    assert (
+        mapping.to_weights(small, preprocessing="caffe").card.preprocessing.std[0]
+        < 0.01
+    )
     assert "known: torchvision" in listed(tensors, preprocessing="imagenet")
 
     net = VGG("vgg11", width_multiplier=1 / 16, fc6_window=1, fc_widths=(4, 4))
     variables = drawn(net)
     keras3 = mapping.to_tensors(variables, net, layouts.BY_NAME["Keras 3"], bgr=False)
-    assert mapping.to_weights(keras3).preprocessing == layouts.CAFFE
+    assert mapping.to_weights(keras3).card.preprocessing == layouts.CAFFE
     no_top = {k: t for k, t in keras3.items() if "dense" not in k}
     assert "KerasHub" in listed(no_top, include_top=False)
-    told = mapping.to_weights(no_top, include_top=False, preprocessing="torchvision")
-    assert told.preprocessing == layouts.TORCHVISION
+    chosen = mapping.to_weights(no_top, include_top=False, preprocessing="torchvision")
+    assert chosen.card.preprocessing == layouts.TORCHVISION
 
 
 def test_the_nan_topped_file_loads_its_features_with_its_own_pixels() -> None:
@@ -450,8 +449,8 @@ def test_the_nan_topped_file_loads_its_features_with_its_own_pixels() -> None:
         if name.startswith("classifier"):
             tensors[name] = np.full_like(tensors[name], np.nan)
     weights = mapping.to_weights(tensors, include_top=False)
-    assert weights.preprocessing.mean == (0.48235, 0.45882, 0.40784)
-    assert weights.preprocessing.std == (1 / 255,) * 3
+    assert weights.card.preprocessing.mean == (0.48235, 0.45882, 0.40784)
+    assert weights.card.preprocessing.std == (1 / 255,) * 3
 
 
 def test_dtypes() -> None:
@@ -472,17 +471,43 @@ DAMAGED = [
     {"class_names": 5},
     {"train_scale": []},
     {"train_scale": 7},
+    {"variant": "vgg19"},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", DAMAGED, ids=str)
 def test_damaged_metadata_of_ours_is_an_error(changes: dict[str, object]) -> None:
     net = VGG("vgg16", width_multiplier=1 / 16)
-    metadata = metadata_lib.write(told(net, **changes), bgr=False)
-    assert "metadata 'vgg_flax' of the file is damaged" in listed(
-        torchvision_tensors(), metadata=metadata
+    entry = {**card_of(net).to_json(), "bgr": False}
+    texts = [json.dumps(entry | changes), "{", "[]", "5"]
+    texts += [json.dumps({k: v for k, v in entry.items() if k != "bgr"})]
+    for text in texts:
+        assert "metadata 'vgg_flax' of the file is damaged" in listed(
+            torchvision_tensors(), metadata={"vgg_flax": text}
+        )
+
+
+def test_an_entry_that_earlier_code_wrote_is_read() -> None:
+    text = """{"variant": "vgg16", "model": {"adaptive_pool": false, "conv_bias": true,
+    "dropout_rate": 0.5, "dtype": "float32", "fc6_window": 2, "fc_widths": [12, 12],
+    "head": "fc", "in_channels": 3, "initializer": "he", "num_classes": 10,
+    "pooling": "average", "variant": "vgg16", "width_multiplier": 0.0625},
+    "preprocessing": {"mean": [0.5, 0.25, 0.5], "std": [1.0, 1.0, 2.0],
+    "test_scale": 96, "crop_size": 64, "resize": "cv2"}, "class_names": ["cat"],
+    "train_scale": [256, 512], "source": "runs/cats", "source_sha256": "01",
+    "bgr": true}"""
+    tensors = torchvision_tensors()
+    weights = mapping.to_weights(tensors, metadata={"vgg_flax": text})
+    pixels = Preprocessing((0.5, 0.25, 0.5), (1.0, 1.0, 2.0), 96, 64, "cv2")
+    assert weights.card.preprocessing == pixels
+    assert (weights.card.class_names, weights.card.train_scale) == (
+        ("cat",),
+        (256, 512),
     )
-    assert "damaged" in listed(torchvision_tensors(), metadata={"vgg_flax": "{"})
+    assert weights.card.model.pooling == "average"
+    plain = mapping.to_weights(tensors).variables["params"]["conv1_1"]["kernel"]
+    turned = weights.variables["params"]["conv1_1"]["kernel"]
+    np.testing.assert_array_equal(turned, np.asarray(plain)[:, :, ::-1])
 
 
 SMALL = {"width_multiplier": 1 / 16, "fc6_window": 1, "fc_widths": (4, 4)}
@@ -503,8 +528,8 @@ def test_our_metadata_says_what_names_cannot(fields: dict[str, Any]) -> None:
     variables = drawn(net)
     layout = layouts.BY_NAME["torchvision"]
     tensors = mapping.to_tensors(variables, net, layout, bgr=False)
-    metadata = metadata_lib.write(told(net), bgr=False)
-    assert mapping.to_weights(tensors, metadata=metadata).model == net
+    metadata = metadata_lib.write(card_of(net), bgr=False)
+    assert mapping.to_weights(tensors, metadata=metadata).card.model == net
 
 
 def test_a_float64_net_of_ours_comes_back_with_all_its_digits() -> None:
@@ -512,13 +537,12 @@ def test_a_float64_net_of_ours_comes_back_with_all_its_digits() -> None:
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 from conftest import random_net
-from vgg_flax import net
 from vgg_flax.weights.lineages import layouts, mapping, metadata
 ours = random_net("vgg11", dtype="float64")
 layout = layouts.BY_NAME["torchvision"]
 tensors = mapping.to_tensors(ours.variables, ours.model, layout, bgr=False)
-said = metadata.write(net.meta_of(ours), bgr=False)
-again = mapping.to_weights(tensors, metadata=said)
+written = metadata.write(ours.card, bgr=False)
+again = mapping.to_weights(tensors, metadata=written)
 jax.tree.map(np.testing.assert_array_equal, again.variables, ours.variables)
 assert {leaf.dtype for leaf in jax.tree.leaves(again.variables)} == {np.dtype("f8")}
 """
@@ -643,7 +667,9 @@ def test_golden_logits_of_the_peers(peer: str) -> None:
         tensors = golden.torchvision_tensors(full_size_shapes(peer))
     weights = mapping.to_weights(tensors)
     del tensors
-    views = [weights.preprocessing.test_view(np.asarray(p)) for p in golden.photos()]
+    views = [
+        weights.card.preprocessing.test_view(np.asarray(p)) for p in golden.photos()
+    ]
     expected = np.load(golden.LOGITS)[peer]
     found = logits(weights, np.stack(views))
     spread = np.abs(expected - expected.mean(axis=0)).max()

@@ -145,9 +145,9 @@ def check(nets: Sequence[Net], experiments: Sequence[Experiment]) -> None:
     for experiment in experiments:
         for index, protocol in experiment.entries:
             protocols.check(protocol, nets[index].model, nets[index].preprocessing)
-    headless = [net.source for net in nets if net.model.head == "none"]
-    if headless:
-        raise ConfigError(f"{headless} have features only, and no classes to test")
+    for net in nets:
+        if why := net.card.no_classes():
+            raise ConfigError(f"{why} to test")
     counts = {net.source: net.model.num_classes for net in nets}
     if len({(net.model.num_classes, net.class_names) for net in nets}) > 1:
         silent = [net.source for net in nets if not net.class_names]

@@ -51,9 +51,7 @@ def describe(
         ],
         "nets": [
             {
-                "source": net.source,
-                "sha256": net.sha256,
-                "variant": net.variant,
+                **net.card.identity(),
                 "train_scale": net.train_scale and list(net.train_scale),
                 "preprocessing": dataclasses.asdict(net.preprocessing),
                 "dtype": str(net.model.dtype),

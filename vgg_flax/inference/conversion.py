@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from vgg_flax.model import VARIANTS
-from vgg_flax.net import Net, meta_of
+from vgg_flax.net import Net
 from vgg_flax.runs import checkpoint
 from vgg_flax.weights import WeightsError
 from vgg_flax.weights.containers import writers
@@ -35,25 +35,11 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
       CheckpointError: the checkpoint cannot be written.
     """
     path = pathlib.Path(target)
-    suffixes = {suffix for _, suffix in FORMATS.values()}
-    if format is None and path.suffix in suffixes:
-        format = next(f for f, (_, suffix) in FORMATS.items() if suffix == path.suffix)
-    strange = (".pth", ".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz")
-    if path.suffix in strange or path.name.endswith(".weights.h5"):
-        raise WeightsError(
-            f"{path}: cannot be written; expected a name in .safetensors or .h5 (as "
-            "Keras 2 wrote it), or a run directory"
-        )
-    if path.exists():
-        raise WeightsError(f"{path} exists; choose another name, or remove it")
+    format = _format_of(path, format)
     if format is None:
-        checkpoint.save_variables(path, net.variables, meta_of(net))
+        checkpoint.save_variables(path, net.variables, net.card.to_json())
         return f"a checkpoint; vgg_flax.load({str(path)!r}) reads it"
-    if format not in FORMATS:
-        raise WeightsError(f"format {format!r}; known: {', '.join(FORMATS)}")
     lineage, suffix = FORMATS[format]
-    if path.suffix != suffix:
-        raise WeightsError(f"{path}: {format}'s files end in {suffix}")
     layout = layouts.BY_NAME[lineage]
     # Keras's nets want blue first; a net made for other pixels stays in RGB, and the
     # file says so.
@@ -63,17 +49,43 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     if not net.model.conv_bias and layout.norm:
         net = _with_zero_biases(net)  # the peers' modules have them
     tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=bgr)
-    said_of_it = metadata.write(meta_of(net), bgr=bgr)
     write = writers.WRITERS[suffix]
     with writers.whole_file(path) as temporary:
-        write(temporary, tensors, said_of_it)
-    said = f"{format}'s names and pixels"
+        write(temporary, tensors, metadata.write(net.card, bgr=bgr))
+    summary = f"{format}'s names and pixels"
     if not is_native:
-        said = f"{format}'s names, but not its pixels: feed it {net.preprocessing}, RGB"
-    own = VARIANTS[net.variant].lrn or "1x1" in net.variant
-    if own or net.model.pooling != "max":
-        said += f"; no net of {format}'s computes what this one does"
-    return said
+        pixels = f"feed it {net.preprocessing}, RGB"
+        summary = f"{format}'s names, but not its pixels: {pixels}"
+    is_unknown_there = VARIANTS[net.variant].lrn or "1x1" in net.variant
+    if is_unknown_there or net.model.pooling != "max":
+        summary += f"; no net of {format}'s computes what this one does"
+    return summary
+
+
+def _format_of(path: pathlib.Path, format: str | None) -> str | None:
+    """The key of `FORMATS` to write; None: a checkpoint.
+
+    Raises:
+      WeightsError: the name and the format do not go together, or `path` exists.
+    """
+    if format is None:
+        format = next((f for f, (_, s) in FORMATS.items() if s == path.suffix), None)
+    unwritable = (".pth", ".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz")
+    if path.suffix in unwritable or path.name.endswith(".weights.h5"):
+        raise WeightsError(
+            f"{path}: cannot be written; expected a name in .safetensors or .h5 (as "
+            "Keras 2 wrote it), or a run directory"
+        )
+    if path.exists():
+        raise WeightsError(f"{path} exists; choose another name, or remove it")
+    if format is None:
+        return None
+    if format not in FORMATS:
+        raise WeightsError(f"format {format!r}; known: {', '.join(FORMATS)}")
+    _, suffix = FORMATS[format]
+    if path.suffix != suffix:
+        raise WeightsError(f"{path}: {format}'s files end in {suffix}")
+    return format
 
 
 def _with_zero_biases(net: Net) -> Net:

@@ -97,9 +97,7 @@ def save(
 
 def _describe(net: Net, platforms: Sequence[str]) -> dict[str, Any]:
     return {
-        "source": net.source,
-        "sha256": net.sha256,
-        "variant": net.variant,
+        **net.card.identity(),
         "preprocessing": dataclasses.asdict(net.preprocessing),
         "platforms": list(platforms),
         "class_names": ()

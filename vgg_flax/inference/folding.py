@@ -42,7 +42,6 @@ def fold_batch_norm(net: Net, images: np.ndarray | None = None) -> tuple[Net, fl
     variant = net.variant.removesuffix("_bn")
     folded = net.replace(
         variables={"params": fold(net.variables)},
-        variant=variant,
         model=net.model.clone(variant=variant, conv_bias=True, batch_norm_axis=None),
     )
     images = smooth_noise(net.preprocessing) if images is None else images

@@ -103,8 +103,8 @@ def predict(
     Raises:
       PredictionError: `top` or `batch_size` is less than 1.
     """
-    if net.model.head == "none":
-        raise PredictionError(f"{net.source} has features only, and no classes")
+    if why := net.card.no_classes():
+        raise PredictionError(why)
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
             raise PredictionError(f"{name}={value}; expected at least 1")
@@ -250,9 +250,7 @@ def to_dict(
             image["heatmap"] = pictures[prediction.path]
         images.append(image)
     return {
-        "source": net.source,
-        "sha256": net.sha256,
-        "variant": net.variant,
+        **net.card.identity(),
         "dtype": str(jnp.dtype(net.model.dtype)),
         "matmul_precision": "highest",
         "preprocessing": dataclasses.asdict(net.preprocessing),

@@ -9,6 +9,7 @@ from vgg_flax.runs import checkpoint
 from vgg_flax.runs.events import Events, Position
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.job import Job
+from vgg_flax.weights.card import ModelCard
 
 
 class Saver:
@@ -82,15 +83,17 @@ class Saver:
 
     def _meta(self) -> dict[str, Any]:
         config, objective = self._job.config, self._job.objective
-        data, net = config.data, state_lib.make_model(config.model)
+        data = config.data
+        card = ModelCard(
+            model=state_lib.make_model(config.model),
+            preprocessing=Preprocessing.of(data),
+            class_names=self._job.class_names,
+            train_scale=data.train_scale if data.train_view == "paper" else None,
+            objective=objective.name,
+            has_classes=objective.has_classes,
+        )
         return {
             "config": dataclasses.asdict(config),
-            "objective": objective.name,
-            "has_classes": objective.has_classes,
-            "variant": net.variant,
-            "model": net.settings,
-            "preprocessing": dataclasses.asdict(Preprocessing.of(data)),
-            "class_names": list(self._job.class_names),
-            "train_scale": data.train_scale if data.train_view == "paper" else None,
+            **card.to_json(),
             "evaluated": self._position.validated,
         }

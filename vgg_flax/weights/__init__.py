@@ -1,4 +1,4 @@
-"""Foreign weight files: container readers and lineage layouts, two lists."""
+"""Weight files: their formats, their lineages, and the card of the net in them."""
 
 from vgg_flax.errors import VGGFlaxError
 

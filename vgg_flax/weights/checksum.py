@@ -23,12 +23,12 @@ def of_file(path: str | os.PathLike[str]) -> str:
 def in_name(path: str | os.PathLike[str]) -> str | None:
     """The 8 hex digits that the file's name says its sha256 starts with, if it does."""
     name = pathlib.Path(path).name
-    found = _HASH_SUFFIX.search(name)
-    if not found or _DATE.fullmatch(found[1]):
+    match = _HASH_SUFFIX.search(name)
+    if not match or _DATE.fullmatch(match[1]):
         return None
     # vgg13-19584684.pth is torchvision's; step-00010000.pth is nobody's hash.
-    is_count = found[1].isdigit() and not name.startswith("vgg")
-    return None if is_count else found[1]
+    is_count = match[1].isdigit() and not name.startswith("vgg")
+    return None if is_count else match[1]
 
 
 def check_name_hash(

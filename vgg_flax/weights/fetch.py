@@ -47,16 +47,16 @@ def fetch(
         return _fetch_url(name, cache, sha256)
     path, hub_name = pathlib.Path(name).expanduser(), _HUB_NAME.fullmatch(name)
     if path.exists():
-        found = path
+        local = path
     elif _NET_NAME.fullmatch(name):
-        found = _fetch_from_hub(f"timm/{name}.tv_in1k", _HUB_FILE, cache, cache_dir)
+        local = _fetch_from_hub(f"timm/{name}.tv_in1k", _HUB_FILE, cache, cache_dir)
     elif (
         hub_name
         and (hub_name["file"] or not name.endswith(_FILE_SUFFIXES))
         and not path.parent.is_dir()  # a mistyped path: runs/defualt
     ):
         filename = hub_name["file"] or _HUB_FILE
-        found = _fetch_from_hub(hub_name["repo"], filename, cache, cache_dir)
+        local = _fetch_from_hub(hub_name["repo"], filename, cache, cache_dir)
     else:
         raise WeightsError(
             f"{name}: no such file or folder; expected a path, an https:// URL, a "
@@ -64,8 +64,8 @@ def fetch(
             "timm/vgg16.tv_in1k"
         )
     if sha256 is not None:
-        checksum.check(found, checksum.of_file(found), sha256)
-    return found
+        checksum.check(local, checksum.of_file(local), sha256)
+    return local
 
 
 def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> pathlib.Path:
@@ -164,10 +164,10 @@ def _check(path: pathlib.Path, sha256: str | None, source: str) -> None:
     """Raises WeightsError, naming `source`, for another sha256 than was promised."""
     if sha256 is None and checksum.in_name(path) is None:
         return
-    found = checksum.of_file(path)
-    checksum.check_name_hash(path, found, source)
+    actual = checksum.of_file(path)
+    checksum.check_name_hash(path, actual, source)
     if sha256 is not None:
-        checksum.check(source, found, sha256)
+        checksum.check(source, actual, sha256)
 
 
 def _local_path(parts: urllib.parse.SplitResult) -> pathlib.Path:

@@ -33,14 +33,14 @@ def list_file(path: str) -> dict[str, Any]:
 
 def list_texts(opened: h5py.File) -> dict[str, str]:
     """The root's attributes that are one text each."""
-    found = {}
+    texts = {}
     for name in opened.attrs:
         attribute = opened.attrs.get_id(name)
         if attribute.shape == () and h5py.check_string_dtype(attribute.dtype):
             text = opened.attrs[name]
             is_bytes = isinstance(text, bytes)
-            found[name] = text.decode("utf-8", "replace") if is_bytes else str(text)
-    return found
+            texts[name] = text.decode("utf-8", "replace") if is_bytes else str(text)
+    return texts
 
 
 def list_datasets(opened: h5py.File) -> list[dict[str, Any]]:
@@ -51,12 +51,12 @@ def list_datasets(opened: h5py.File) -> list[dict[str, Any]]:
     - `chunks`: their shape, with `filters`, `fill` (a number's bytes, in hex) and
       `pieces`, each (its first index, offset in the file, bytes, mask of filters).
     """
-    found: list[dict[str, Any]] = []
+    datasets: list[dict[str, Any]] = []
 
     def visit(name: str, item: Any) -> None:
         is_tensor = type(item) is h5py.Dataset and item.shape is not None
         if is_tensor and item.dtype.kind not in _LEAVE_OUT_KINDS:
-            found.append(
+            datasets.append(
                 {
                     "name": name,
                     "dtype": _dtype_name(item, name),
@@ -66,7 +66,7 @@ def list_datasets(opened: h5py.File) -> list[dict[str, Any]]:
             )
 
     opened.visititems(visit)
-    return found
+    return datasets
 
 
 def _dtype_name(dataset: Any, name: str) -> str:

@@ -272,15 +272,15 @@ def own_names(layout: Layout, names: Any) -> dict[str, str]:
 
     Where that would be one for two of them, neither gets it.
     """
-    found: dict[str, list[str]] = {}
+    by_short_name: dict[str, list[str]] = {}
     for name in names:
         short = name
         for pattern, replacement in layout.rename:
             short = re.sub(pattern, replacement, short)
         if not any(re.search(pattern, short) for pattern in layout.ignored):
-            found.setdefault(short, []).append(name)
-    chosen = {short: name[0] for short, name in found.items() if len(name) == 1}
-    for rivals in found.values():
+            by_short_name.setdefault(short, []).append(name)
+    chosen = {s: names[0] for s, names in by_short_name.items() if len(names) == 1}
+    for rivals in by_short_name.values():
         if len(rivals) > 1:
             chosen |= {f"{name} (of {len(rivals)})": name for name in rivals}
     return chosen

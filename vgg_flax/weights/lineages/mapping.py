@@ -14,9 +14,9 @@ import numpy as np
 from flax import traverse_util
 
 from vgg_flax import model as model_lib
-from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import STAGE_WIDTHS, VGG, layers
-from vgg_flax.weights import WeightsError
+from vgg_flax.weights import WeightsError, card
+from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.lineages import layouts, recognition
 from vgg_flax.weights.lineages import metadata as metadata_lib
 from vgg_flax.weights.lineages.layouts import Layout, Slot
@@ -27,11 +27,16 @@ _WITHOUT_TOP = "include_top=False (--features-only of convert and describe)"
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A file's net: module and variables in our convention, RGB and HWIO."""
+    """A file's net.
 
-    model: VGG
+    Attributes:
+      variables: in our convention, RGB and HWIO.
+      card: of the net; of classes and train scale it has what our own metadata says.
+      lineage: the name of the layout.
+    """
+
     variables: dict[str, Any]
-    preprocessing: Preprocessing
+    card: ModelCard
     lineage: str
 
 
@@ -51,7 +56,7 @@ def to_weights(
     Args:
       tensors: by the file's names.
       sha256: of the file: some published ones are known by it.
-      metadata: of the file, if we wrote it: the pixels are in it.
+      metadata: of the file, if we wrote it: the card is in it.
       variant: instead of the one that the names say ("vgg11_lrn" has A's names).
       include_top: False: without FC layers, `head="none"`.
       num_classes: other than the file's: fc8 starts anew, with its initialiser.
@@ -63,19 +68,20 @@ def to_weights(
       WeightsError: listing every missing, unexpected, misshapen and non-finite
         tensor and the likely cause, or pixels that cannot be told.
     """
-    match, told = recognition.recognise(tensors), metadata_lib.read(metadata or {})
-    if told is not None:
-        match = dataclasses.replace(match, variant=told.model.variant)
-        include_top = include_top and told.model.head != "none"
+    match, entry = recognition.recognise(tensors), metadata_lib.read(metadata or {})
+    written = None if entry is None else entry.card
+    if written is not None:
+        match = dataclasses.replace(match, variant=written.variant)
+        include_top = include_top and written.model.head != "none"
     if variant is not None:
         match = dataclasses.replace(match, variant=_variant(variant))
-    pixels = recognition.find_pixels(match, tensors, sha256, told, preprocessing)
+    pixels = recognition.find_pixels(match, tensors, sha256, entry, preprocessing)
     wanted, chosen = _choose(match, tensors, include_top)
     turned = _turn(match, wanted, chosen, tensors)
-    if told is not None and variant is None:
-        net = told.model.clone(
-            dtype=str(jnp.dtype(dtype or told.model.dtype)),
-            head=told.model.head if include_top else "none",
+    if written is not None and variant is None:
+        net = written.model.clone(
+            dtype=str(jnp.dtype(dtype or written.model.dtype)),
+            head=written.model.head if include_top else "none",
         )
     else:
         net = _model_of(match, turned, include_top, dtype)
@@ -84,26 +90,15 @@ def to_weights(
             f"its first convolution takes {net.in_channels} channel(s), and the pixels "
             f"of {match.layout.name} have {pixels.preprocessing.channels}"
         )
-    is_new = include_top and num_classes not in (None, net.num_classes)
-    if is_new:
+    if include_top and num_classes not in (None, net.num_classes):
         net = net.clone(num_classes=num_classes)
         turned = {p: a for p, a in turned.items() if not p.startswith("params/fc8/")}
-    shapes, out_dtype = (
-        metadata_lib.leaf_shapes(net),
-        jnp.dtype(dtype or net.param_dtype),
-    )
-    kept = [(slot, chosen[slot.foreign]) for slot in wanted if slot.path in turned]
-    _check_arrays(match, tensors, kept, turned, shapes, out_dtype)
-    if pixels.bgr:
-        first = "params/conv1_1/kernel"
-        turned[first] = turned[first][:, :, ::-1]
-    flat = {path: place(array, out_dtype) for path, array in turned.items()}
-    if is_new:
-        flat |= _new_fc8(net, shapes, out_dtype)
+    names = [(slot, chosen[slot.foreign]) for slot in wanted if slot.path in turned]
+    variables = _variables(match, tensors, names, turned, net, pixels.bgr, dtype)
+    fields = {"model": net, "preprocessing": pixels.preprocessing}
     return Weights(
-        model=net,
-        variables=traverse_util.unflatten_dict(flat, sep="/"),
-        preprocessing=pixels.preprocessing,
+        variables=variables,
+        card=dataclasses.replace(written, **fields) if written else ModelCard(**fields),
         lineage=match.layout.name,
     )
 
@@ -128,17 +123,17 @@ def to_tensors(
         path: np.asarray(leaf)
         for path, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items()
     }
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for slot in layouts.slots(
         layout,
-        net.variant,
+        model_lib.variant_name(net.variant),
         conv_bias=net.conv_bias,
         include_top=net.head == "fc",
     ):
         array = flat.pop(slot.path)
         if bgr and slot.path == "params/conv1_1/kernel":
             array = array[:, :, ::-1]
-        found[slot.foreign] = np.ascontiguousarray(
+        tensors[slot.foreign] = np.ascontiguousarray(
             layouts.turn_back(layout, slot, array)
         )
     if flat:
@@ -146,7 +141,7 @@ def to_tensors(
             f"{layout.name} has no place for {recognition.shortened(flat)}; fold "
             "BatchNorm first (--fold-bn), or choose another format"
         )
-    return found
+    return tensors
 
 
 def place(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
@@ -219,18 +214,39 @@ def _turn(
     return turned
 
 
+def _variables(
+    match: Match,
+    tensors: Tensors,
+    names: list[tuple[Slot, str]],
+    turned: dict[str, np.ndarray],
+    net: VGG,
+    bgr: bool,
+    dtype: Any,
+) -> dict[str, Any]:
+    """`net`'s variables of arrays in our axes, checked; fc8 anew if it is missing."""
+    shapes, dtype = card.leaf_shapes(net), jnp.dtype(dtype or net.param_dtype)
+    _check_arrays(match, tensors, names, turned, shapes, dtype)
+    if bgr:
+        first = "params/conv1_1/kernel"
+        turned = {**turned, first: turned[first][:, :, ::-1]}
+    flat = {path: place(array, dtype) for path, array in turned.items()}
+    if "params/fc8/kernel" in shapes.keys() - flat.keys():
+        flat |= _new_fc8(net, shapes, dtype)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
 def _check_arrays(
     match: Match,
     tensors: Tensors,
-    kept: list[tuple[Slot, str]],
+    names: list[tuple[Slot, str]],
     turned: dict[str, np.ndarray],
     shapes: dict[str, tuple[int, ...]],
     dtype: jnp.dtype,
 ) -> None:
     """Raises WeightsError listing the misshapen, the non-finite and the impossible."""
     problems = []
-    for slot, name in kept:
-        array, expected = turned[slot.path], shapes[slot.path]
+    for slot, name in names:
+        array, expected = turned[slot.path], shapes.get(slot.path)
         if array.shape != expected:
             problems.append(
                 f"{name}: {tensors[name].shape} gives {array.shape} for "
@@ -307,9 +323,9 @@ def _likely_cause(match: Match, tensors: Tensors, problems: list[str]) -> str:
         return f"The file holds the convolutions only: use {_WITHOUT_TOP}"
     if recognition.top_is_nan(match, tensors):
         return f"Its FC layers are NaN, a features-only file: use {_WITHOUT_TOP}"
-    said = recognition.recognise(tensors)
-    if said.variant != match.variant:
-        return f"By its names the file is a {said.variant}"
+    by_names = recognition.recognise(tensors)
+    if by_names.variant != match.variant:
+        return f"By its names the file is a {by_names.variant}"
     th_ordered = match.layout.kernel == "HWIO" and any(
         array.ndim == 4 and array.shape[2:] == (3, 3) and array.shape[:2] != (3, 3)
         for array in tensors.values()

@@ -56,7 +56,7 @@ def recognise(tensors: Tensors) -> Match:
     """
     best: tuple[tuple[int, int], Match] | None = None
     for layout in layouts.LAYOUTS:
-        found = layouts.own_names(layout, tensors)
+        names = layouts.own_names(layout, tensors)
         for variant, table in model.VARIANTS.items():
             if table.lrn or (table.batch_norm and not layout.norm):
                 continue
@@ -66,19 +66,19 @@ def recognise(tensors: Tensors) -> Match:
                 for foreign, slot in expected.items()
                 if slot.layer.startswith("conv") and slot.leaf == "bias"
             }
-            conv_bias = bool(biases & set(found)) or not table.batch_norm
+            conv_bias = bool(biases & set(names)) or not table.batch_norm
             wanted = set(expected) - (set() if conv_bias else biases)
             fitting = sum(
-                _window(layout, tensors[found[name]]) == slot.window
+                _window(layout, tensors[names[name]]) == slot.window
                 for name, slot in expected.items()
-                if slot.window and name in found
+                if slot.window and name in names
             )
-            score = len(wanted & set(found)) - len(wanted ^ set(found)), fitting
+            score = len(wanted & set(names)) - len(wanted ^ set(names)), fitting
             has_top = any(
-                expected[name].layer.startswith("fc") for name in found.keys() & wanted
+                expected[name].layer.startswith("fc") for name in names.keys() & wanted
             )
-            if wanted & set(found) and (best is None or score > best[0]):
-                best = score, Match(layout, variant, conv_bias, has_top, found)
+            if wanted & set(names) and (best is None or score > best[0]):
+                best = score, Match(layout, variant, conv_bias, has_top, names)
     if best is None:
         raise WeightsError(
             f"no lineage of VGG names its tensors like this: {shortened(tensors)}; "
@@ -91,16 +91,16 @@ def find_pixels(
     match: Match,
     tensors: Tensors,
     sha256: str,
-    told: metadata.Told | None,
+    entry: metadata.Entry | None,
     preprocessing: str | None,
 ) -> Pixels:
-    """The pixels that a file wants: asked for, told by it, known, or its lineage's.
+    """The pixels that a file wants: asked for, its entry's, known, or its lineage's.
 
     Raises:
-      WeightsError: they can't be told, or are asked for and told.
+      WeightsError: they can't be told, or are asked for where an entry has them.
     """
     known = ", ".join(layouts.PIXELS)
-    if told is not None and preprocessing is not None:
+    if entry is not None and preprocessing is not None:
         raise WeightsError(
             f"the file says its pixels itself; leave out preprocessing={preprocessing}"
         )
@@ -108,8 +108,8 @@ def find_pixels(
         if preprocessing not in layouts.PIXELS:
             raise WeightsError(f"preprocessing={preprocessing!r}; known: {known}")
         return layouts.PIXELS[preprocessing]
-    if told is not None:
-        return Pixels(told.preprocessing, told.bgr)
+    if entry is not None:
+        return Pixels(entry.card.preprocessing, entry.bgr)
     if sha256[:8] in _KNOWN_PIXELS:
         return layouts.PIXELS[_KNOWN_PIXELS[sha256[:8]]]
     if match.layout.name == "torchvision" and top_is_nan(match, tensors):

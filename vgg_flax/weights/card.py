@@ -1,0 +1,142 @@
+"""The model card: what a net is besides its variables, and its JSON.
+
+A checkpoint's `meta` holds that JSON, as does the metadata of the weight files that we
+write (`lineages.metadata`); a loaded `Net` is a card and its variables.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from vgg_flax.images.preprocessing import Preprocessing
+from vgg_flax.model import VGG, variant_name
+
+# What flax and JAX raise for settings that no net can have, and dicts for lacking keys.
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What a net is besides its variables.
+
+    Attributes:
+      model: the linen module; `model.apply(variables, images)`.
+      preprocessing: the pixels that belong to it.
+      class_names: in the order of the logits; empty where they have no names.
+      train_scale: S of the paper, (low, high), that the net was trained at; None
+        where that is not known, or the training views had none.
+      source: the file or run directory that its variables are of, as it was given;
+        empty for a net that was made here.
+      sha256: of that file; of a run's checkpoint, of its list of leaves and crcs.
+      objective: what it was trained on, by name.
+      has_classes: whether the outputs are scores of classes; an objective of one's
+        own may have others.
+    """
+
+    model: VGG
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    train_scale: tuple[int, int] | None = None
+    source: str = ""
+    sha256: str = ""
+    objective: str = "classification"
+    has_classes: bool = True
+
+    @property
+    def variant(self) -> str:
+        """A key of `VARIANTS`, where `model.variant` may be a letter of the paper."""
+        return variant_name(self.model.variant)
+
+    def no_classes(self) -> str | None:
+        """Why the outputs are no scores of classes; None: they are."""
+        if self.model.head == "none":
+            return f"{self.source} has features only, and no classes"
+        if not self.has_classes:
+            return (
+                f"{self.source} was trained on the objective {self.objective!r}, whose "
+                "outputs are no classes"
+            )
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """What results say of the net they are of, JSON-like: whose, and which."""
+        return {"source": self.source, "sha256": self.sha256, "variant": self.variant}
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-like; what `from_json` reads, in files of earlier versions too."""
+        return {
+            "variant": self.variant,
+            "model": self.model.settings,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "class_names": list(self.class_names),
+            "train_scale": self.train_scale and list(self.train_scale),
+            "source": self.source,
+            "source_sha256": self.sha256,
+            "objective": self.objective,
+            "has_classes": self.has_classes,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ModelCard":
+        """The inverse of `to_json`; other keys are left alone.
+
+        Args:
+          values: `variant`, `source`, `source_sha256`, `objective` and `has_classes`
+            may be missing, as may settings of the model and the preprocessing that
+            are younger than a file.
+
+        Raises:
+          ValueError: a value is missing, or cannot be what it should be.
+        """
+        try:
+            card = cls(
+                model=_model(values["model"]),
+                preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+                class_names=_class_names(values["class_names"]),
+                train_scale=_train_scale(values["train_scale"]),
+                source=str(values.get("source", "")),
+                sha256=str(values.get("source_sha256", "")),
+                objective=str(values.get("objective", "classification")),
+                has_classes=bool(values.get("has_classes", True)),
+            )
+            if variant_name(values.get("variant", card.variant)) != card.variant:
+                raise ValueError(f"{values['variant']!r}, and a {card.variant!r} in it")
+        except _DAMAGED as error:
+            raise ValueError(f"this is no model card: {error!r:.200}") from error
+        return card
+
+
+def leaf_shapes(net: VGG) -> dict[str, tuple[int, ...]]:
+    """The shape of each of `net`'s leaves by its path; nothing is computed."""
+    side = net.smallest_image
+    images = jax.ShapeDtypeStruct((1, side, side, net.in_channels), net.param_dtype)
+    variables: Any = jax.eval_shape(net.init, jax.random.key(0), images)
+    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _model(settings: dict[str, Any]) -> VGG:
+    net = VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
+    if not jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating):
+        raise ValueError(f"dtype {net.dtype!r}")
+    # A damaged setting fails here. As float32: JAX's 64-bit mode may be off.
+    leaf_shapes(net.clone(dtype="float32"))
+    return net
+
+
+def _class_names(names: list[str]) -> tuple[str, ...]:
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"class_names {names!r}")
+    return tuple(map(str, names))
+
+
+def _train_scale(scale: list[int] | None) -> tuple[int, int] | None:
+    if scale is None:
+        return None
+    if not isinstance(scale, (list, tuple)):
+        raise TypeError(f"train_scale {scale!r}")
+    low, high = map(int, scale)
+    return low, high
