@@ -83,6 +83,10 @@ CARDS = {
     "of LRN": ModelCard(VGG("vgg11_lrn", pooling="average", **SMALL), GREY),
     "float64": ModelCard(VGG(dtype="float64", **SMALL), layouts.TORCHVISION),
     "adaptive": ModelCard(VGG("vgg16_1x1", adaptive_pool=True, **SMALL), GREY),
+    "boxes": ModelCard(
+        VGG("vgg11", **SMALL), GREY, objective="boxes", has_classes=False
+    ),
+    "smoothed": ModelCard(VGG("vgg11", **SMALL), GREY, objective="smoothed"),
     "a letter": ModelCard(VGG("C", dropout_rate=0.0, **SMALL), GREY),
 }
 

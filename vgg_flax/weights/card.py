@@ -67,6 +67,7 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-like; what `from_json` reads, in files of earlier versions too."""
+        trained = {"objective": self.objective, "has_classes": self.has_classes}
         return {
             "variant": self.variant,
             "model": self.model.settings,
@@ -75,8 +76,8 @@ class ModelCard:
             "train_scale": self.train_scale and list(self.train_scale),
             "source": self.source,
             "source_sha256": self.sha256,
-            "objective": self.objective,
-            "has_classes": self.has_classes,
+            # What was trained on classes says so by silence, as it always has.
+            **(trained if self.objective != "classification" else {}),
         }
 
     @classmethod
