@@ -74,25 +74,33 @@ def make(
     last_stage = len(model.VARIANTS[net.variant].stages[-1])
     convolution, tap = layers[f"conv5_{last_stage}"], f"relu5_{last_stage}"
     with jax.default_matmul_precision("highest"):
-        probability, grad_cam = _maps(
+        probability, grad_cam = class_maps(
             net, picture[None], class_index, tap, convolution.shape
         )
     return Heatmaps(
         picture,
-        _upsample(probability, layers["fc8"], height, width),
-        _upsample(grad_cam, convolution, height, width),
+        upsample(probability, layers["fc8"], height, width),
+        upsample(grad_cam, convolution, height, width),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("tap", "shape"))
-def _maps(
+def class_maps(
     net: Net,
     images: jax.Array,
     class_index: int | jax.Array,
     tap: str,
     shape: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """Of one image: the class's probability `[h, w]` and Grad-CAM `[h', w']`."""
+    """A class's probability `[h, w]` and Grad-CAM `[h', w']`, as large as their layers.
+
+    Args:
+      net: whose preprocessing is used.
+      images: uint8 `[1, height, width, channels]`.
+      class_index: a place in the logits.
+      tap: the last convolution's activation, by the name under which it is sown.
+      shape: of that activation.
+    """
     pixels = net.preprocessing.normalize(images, dtype=net.model.param_dtype)
 
     def class_score(perturbation: jax.Array) -> Any:
@@ -110,7 +118,7 @@ def _maps(
     return probability, nn.relu(activation[0].astype(weights.dtype) @ weights)
 
 
-def _upsample(
+def upsample(
     values: jax.Array, layer: description.Layer, height: int, width: int
 ) -> np.ndarray:
     """A layer's map at every pixel: `[h, w]` -> `[height, width]`."""
