@@ -37,12 +37,12 @@ def random_arrays(*dtypes: Any) -> Arrays:
     return arrays | {"scalar": np.array(3, np.float32), "one": np.ones(1, np.float32)}
 
 
-def assert_equal(found: Arrays, expected: Arrays) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal(actual: Arrays, expected: Arrays) -> None:
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        assert found[name].shape == array.shape, name
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert actual[name].dtype == array.dtype, name
+        assert actual[name].shape == array.shape, name
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
 def is_mapped(array: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""`load`: a trained net with its variables and the pixels that belong to them."""
+"""`load`: a trained net, its variables and its card, from wherever they are."""
 
 import dataclasses
 from typing import Any
@@ -166,7 +166,7 @@ def _local_folder(source: str) -> epath.Path | None:
 
     Raises:
       WeightsError: it is empty.
-      VGGFlaxError: it is on storage that can't be reached.
+      ConfigError: it is on storage for which a package is missing.
     """
     if not source:
         raise WeightsError("'' is no weights; expected a file, a folder, a name, a URL")

@@ -73,8 +73,8 @@ def test_batch_norm_goes_to_torchvisions_names_and_back(tmp_path: pathlib.Path) 
 
 def test_caffes_pixels_are_written_blue_first_for_keras(tmp_path: pathlib.Path) -> None:
     net = random_net("vgg16").replace(preprocessing=layouts.CAFFE)
-    said = conversion.convert(net, tmp_path / "net.h5")
-    assert said == "keras's names and pixels"
+    summary = conversion.convert(net, tmp_path / "net.h5")
+    assert summary == "keras's names and pixels"
     assert vgg_flax.load(tmp_path / "net.h5").preprocessing == layouts.CAFFE
     kernel = formats.read(tmp_path / "net.h5").tensors
     first = kernel["block1_conv1/block1_conv1/kernel:0"]
@@ -82,8 +82,8 @@ def test_caffes_pixels_are_written_blue_first_for_keras(tmp_path: pathlib.Path) 
     np.testing.assert_array_equal(first, ours[:, :, ::-1])
 
     other = random_net("vgg16")
-    said = conversion.convert(other, tmp_path / "other.h5")
-    assert "not its pixels: feed it Preprocessing(mean=(0.5, 0.5, 0.5)" in said
+    summary = conversion.convert(other, tmp_path / "other.h5")
+    assert "not its pixels: feed it Preprocessing(mean=(0.5, 0.5, 0.5)" in summary
     assert same(other, vgg_flax.load(tmp_path / "other.h5"))
 
 

@@ -25,8 +25,8 @@ def maps(net: net.Net, picture: np.ndarray, class_index: int) -> Any:
     last = max(name for name in net.variables["params"] if name.startswith("conv5"))
     convolution = description.describe(net.model, shape)[last]
     tap = last.replace("conv", "relu")
-    found = heatmap.class_maps(net, picture[None], class_index, tap, convolution.shape)
-    return tuple(np.asarray(x) for x in found)
+    both = heatmap.class_maps(net, picture[None], class_index, tap, convolution.shape)
+    return tuple(np.asarray(x) for x in both)
 
 
 @pytest.mark.parametrize("variant", ["vgg11_lrn", "vgg16_bn"])
@@ -119,9 +119,9 @@ def blob(row: int, column: int, side: int = 24) -> np.ndarray:
 )
 def test_a_bright_blob_is_where_the_maps_are_highest(row: int, column: int) -> None:
     picture = blob(row, column)
-    found = heatmap.make(brightness_net(), picture, 0, scale=160)
-    np.testing.assert_array_equal(found.picture, picture)
-    for values in (found.probability, found.grad_cam):
+    heatmaps = heatmap.make(brightness_net(), picture, 0, scale=160)
+    np.testing.assert_array_equal(heatmaps.picture, picture)
+    for values in (heatmaps.probability, heatmaps.grad_cam):
         assert values.shape == (160, 224)
         top = np.unravel_index(values.argmax(), values.shape)
         assert abs(top[0] - row) <= 16 and abs(top[1] - column) <= 16
@@ -129,11 +129,11 @@ def test_a_bright_blob_is_where_the_maps_are_highest(row: int, column: int) -> N
 
 def test_maps_of_a_mirrored_picture_are_mirrored() -> None:
     tested, picture = brightness_net(), blob(40, 60)
-    found = heatmap.make(tested, picture, 0, scale=160)
+    heatmaps = heatmap.make(tested, picture, 0, scale=160)
     for turn in (np.fliplr, np.flipud):
         turned = heatmap.make(tested, turn(picture), 0, scale=160)
         for name in ("probability", "grad_cam"):
-            expected = turn(getattr(found, name))
+            expected = turn(getattr(heatmaps, name))
             assert np.ptp(expected) > 0.001
             np.testing.assert_allclose(getattr(turned, name), expected, atol=1e-6)
 
@@ -156,16 +156,16 @@ def test_a_map_lies_where_its_windows_have_their_middles() -> None:
 
 
 def test_by_default_the_picture_is_twice_the_test_scale() -> None:
-    found = heatmap.make(random_net("vgg11"), random_picture(50, 75, 3), 1)
-    assert found.picture.shape == (72, 108, 3)  # test_scale is 36
-    assert found.grad_cam.dtype.kind == "f" and found.grad_cam.min() >= 0
-    assert 0 <= found.probability.min() <= found.probability.max() <= 1
+    heatmaps = heatmap.make(random_net("vgg11"), random_picture(50, 75, 3), 1)
+    assert heatmaps.picture.shape == (72, 108, 3)  # test_scale is 36
+    assert heatmaps.grad_cam.dtype.kind == "f" and heatmaps.grad_cam.min() >= 0
+    assert 0 <= heatmaps.probability.min() <= heatmaps.probability.max() <= 1
 
 
 def test_grey_pictures_and_pooled_heads_have_maps_too() -> None:
     tested = random_net("vgg11_bn", in_channels=1, head="gap")
-    found = heatmap.make(tested, random_picture(50, 75, 1), 9)
-    assert found.probability.shape == found.picture.shape[:2] == (72, 108)
+    heatmaps = heatmap.make(tested, random_picture(50, 75, 1), 9)
+    assert heatmaps.probability.shape == heatmaps.picture.shape[:2] == (72, 108)
 
 
 def test_a_scale_too_small_for_the_net_is_refused() -> None:

@@ -29,10 +29,10 @@ def test_what_was_saved_comes_back_under_any_name(writer: str, tmp_path: pathlib
     for name in ("weights", "weights.txt", "weights.h5", "weights.pth"):
         path = tmp_path / name
         arrays = write(path)
-        found = formats_lib.read(path)
-        assert_equal(found.tensors, arrays)
-        assert found.format == file_format
-        assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        container = formats_lib.read(path)
+        assert_equal(container.tensors, arrays)
+        assert container.format == file_format
+        assert container.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @every_writer
@@ -41,9 +41,9 @@ def test_tensors_are_read_only_views_of_the_file(writer: str, tmp_path: pathlib.
         return
     path = tmp_path / "weights"
     WRITERS[writer][1](path)
-    found = formats_lib.read(path)
+    container = formats_lib.read(path)
     path.unlink()  # a replaced file does not change what was read from it
-    for name, array in found.tensors.items():
+    for name, array in container.tensors.items():
         assert not array.size or is_mapped(array), name
         assert not array.flags.writeable, name
 
@@ -51,8 +51,8 @@ def test_tensors_are_read_only_views_of_the_file(writer: str, tmp_path: pathlib.
 def test_views_know_each_other(tmp_path: pathlib.Path):
     path = tmp_path / "weights"
     write_torch("state_dict_zip")(path)
-    found = formats_lib.read(path).tensors
-    assert np.shares_memory(found["shared"], found["shared_part"])
+    tensors = formats_lib.read(path).tensors
+    assert np.shares_memory(tensors["shared"], tensors["shared_part"])
 
 
 def test_every_reader_has_files_here():
@@ -136,7 +136,7 @@ def mutations(content: bytes, seed: int, count: int) -> list[bytes]:
     """Damaged copies: in the payload, and as often in the first or last kilobyte."""
     rng = np.random.default_rng(seed)
     extremes = (0, 1, 0x7F, 0xFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
-    found = []
+    mutants = []
     for i in range(count):
         size = len(content)
         spans = ((0, size), (0, min(size, 1024)), (max(0, size - 1024), size))
@@ -158,8 +158,8 @@ def mutations(content: bytes, seed: int, count: int) -> list[bytes]:
             width = int(rng.choice([1, 2, 4, 8]))
             number = extremes[rng.integers(len(extremes))] % 2 ** (8 * width)
             damaged[at : at + width] = number.to_bytes(width, "little")
-        found.append(bytes(damaged))
-    return found
+        mutants.append(bytes(damaged))
+    return mutants
 
 
 @every_writer
@@ -171,13 +171,13 @@ def test_damaged_files_are_refused_or_read_whole(writer: str, tmp_path: pathlib.
         path.unlink()  # what was read before stays mapped
         path.write_bytes(damaged)
         try:
-            found = formats_lib.read(path)
+            container = formats_lib.read(path)
         except WeightsError as error:
             assert str(path) in str(error)
             refused += 1
         else:
-            assert found.tensors
-            for array in found.tensors.values():
+            assert container.tensors
+            for array in container.tensors.values():
                 assert len(array.tobytes()) == array.nbytes
     assert 30 < refused < 300, "the damage is all or nothing"
 

@@ -155,13 +155,13 @@ def test_torchvision_names_promise_a_hash():
 def test_a_download_is_kept(
     server: str, source: pathlib.Path, cache: pathlib.Path, capfd: pytest.CaptureFixture
 ):
-    found = fetch(f"{server}/{RIGHT}", sha256=SHA256)
-    assert found.read_bytes() == CONTENT and cache in found.parents
-    assert formats.read(found).sha256 == SHA256
+    fetched = fetch(f"{server}/{RIGHT}", sha256=SHA256)
+    assert fetched.read_bytes() == CONTENT and cache in fetched.parents
+    assert formats.read(fetched).sha256 == SHA256
     assert "100%" in capfd.readouterr().err  # the bar
     (source / RIGHT).unlink()
-    assert fetch(f"{server}/{RIGHT}") == found  # no longer from the server
-    assert files_in(cache) == [found]
+    assert fetch(f"{server}/{RIGHT}") == fetched  # no longer from the server
+    assert files_in(cache) == [fetched]
 
 
 def test_urls_do_not_share_a_place(server: str, cache: pathlib.Path):
@@ -204,8 +204,8 @@ def test_a_file_url_is_copied_and_its_changes_seen(
     source: pathlib.Path, cache: pathlib.Path
 ):
     url = (source / "vgg16.pth").as_uri()
-    found = fetch(url)
-    assert found.read_bytes() == CONTENT and cache in found.parents
+    fetched = fetch(url)
+    assert fetched.read_bytes() == CONTENT and cache in fetched.parents
     (source / "vgg16.pth").write_bytes(b"another net")
     assert fetch(url).read_bytes() == b"another net"
     (source / "vgg16.pth").unlink()  # or unmounted
@@ -214,8 +214,8 @@ def test_a_file_url_is_copied_and_its_changes_seen(
 
 def test_another_cache(source: pathlib.Path, cache: pathlib.Path):
     other = cache.parent / "other"
-    found = fetch((source / "vgg16.pth").as_uri(), cache_dir=other)
-    assert other in found.parents and not cache.exists()
+    fetched = fetch((source / "vgg16.pth").as_uri(), cache_dir=other)
+    assert other in fetched.parents and not cache.exists()
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_file_in_the_hub_s_own_cache_needs_no_connection(
     (repo / "refs").mkdir()
     (repo / "refs/main").write_text("0" * 40)
     (snapshot / "model.safetensors").write_bytes(CONTENT)
-    found = fetch("vgg16", cache_dir=tmp_path / "cache")
-    assert found == snapshot / "model.safetensors"
+    fetched = fetch("vgg16", cache_dir=tmp_path / "cache")
+    assert fetched == snapshot / "model.safetensors"
     with contextlib.chdir(tmp_path):
-        assert fetch("vgg16", cache_dir="cache", sha256=SHA256).samefile(found)
+        assert fetch("vgg16", cache_dir="cache", sha256=SHA256).samefile(fetched)

@@ -131,9 +131,9 @@ def test_torchvisions_names_and_axes(variant: str) -> None:
     std = np.array([0.229, 0.224, 0.225])
     x = ((photos() / 255 - mean) / std).transpose(0, 3, 1, 2)
     expected = numpy_forward(tensors, x)
-    found = logits(weights, photos())
+    actual = logits(weights, photos())
     assert np.ptp(expected[0] - expected[1]) > 0.1  # photos tell nets apart
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model._orig_mod."])
@@ -671,8 +671,8 @@ def test_golden_logits_of_the_peers(peer: str) -> None:
         weights.card.preprocessing.test_view(np.asarray(p)) for p in golden.photos()
     ]
     expected = np.load(golden.LOGITS)[peer]
-    found = logits(weights, np.stack(views))
+    actual = logits(weights, np.stack(views))
     spread = np.abs(expected - expected.mean(axis=0)).max()
-    assert np.abs(found - expected).max() <= 1e-3 * spread
-    for ours, theirs in zip(found, expected, strict=True):
+    assert np.abs(actual - expected).max() <= 1e-3 * spread
+    for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(np.argsort(-ours)[:5], np.argsort(-theirs)[:5])

@@ -44,9 +44,9 @@ def test_torch_saves_and_we_read(is_zip: bool, protocol: int, tmp_path: pathlib.
             pickle_protocol=protocol,
             _use_new_zipfile_serialization=is_zip,
         )
-        found = formats.read(path)
-        assert_equal(found.tensors, arrays)
-        assert found.format == ("torch_zip" if is_zip else "torch_legacy")
+        container = formats.read(path)
+        assert_equal(container.tensors, arrays)
+        assert container.format == ("torch_zip" if is_zip else "torch_legacy")
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

@@ -1,4 +1,4 @@
-"""What may be said of WEIGHTS on a command line, and the nets that come of it."""
+"""The options that say which net WEIGHTS are, and the net that they give."""
 
 import argparse
 from typing import Any

@@ -92,7 +92,15 @@ def class_maps(
     tap: str,
     shape: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """Of one image: the class's probability `[h, w]` and Grad-CAM `[h', w']`."""
+    """A class's probability `[h, w]` and Grad-CAM `[h', w']`, as large as their layers.
+
+    Args:
+      net: whose preprocessing is used.
+      images: uint8 `[1, height, width, channels]`.
+      class_index: a place in the logits.
+      tap: the last convolution's activation, by the name under which it is sown.
+      shape: of that activation.
+    """
     pixels = net.preprocessing.normalize(images, dtype=net.model.param_dtype)
 
     def class_score(perturbation: jax.Array) -> Any:

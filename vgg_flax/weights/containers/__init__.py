@@ -1,1 +1,1 @@
-"""Weight files of five formats -> {name: array}; they know nothing of VGG."""
+"""Containers: a reader for each of five formats; none of them knows of VGG."""

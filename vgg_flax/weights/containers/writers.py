@@ -16,7 +16,7 @@ _Tensors = Mapping[str, np.ndarray]
 def write_safetensors(
     path: pathlib.Path, tensors: _Tensors, metadata: dict[str, str]
 ) -> None:
-    """With `metadata` in the header, where `containers.read` finds it."""
+    """With `metadata` in the header, where `formats.read` finds it."""
     import safetensors.numpy
 
     safetensors.numpy.save_file(dict(tensors), path, {"format": "pt", **metadata})

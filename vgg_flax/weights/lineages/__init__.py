@@ -1,1 +1,1 @@
-"""Named arrays <-> a VGG's variables: who wrote them, and with which pixels."""
+"""Lineages: how each of those who publish VGGs names, orders and feeds them."""
