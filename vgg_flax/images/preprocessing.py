@@ -117,10 +117,7 @@ class Preprocessing:
         """
         pixels = jnp.asarray(images).astype(dtype) / 255
         if color_shift is not None:
-            pixels = (
-                pixels
-                + jnp.asarray(color_shift, dtype)[..., None, None, :]
-            )
+            pixels = pixels + jnp.asarray(color_shift, dtype)[..., None, None, :]
         mean = np.asarray(self.mean).reshape((1,) * (pixels.ndim - 1) + (-1,))
         std = np.asarray(self.std).reshape(mean.shape)
         return (pixels - mean.astype(dtype)) / std.astype(dtype)
