@@ -27,7 +27,7 @@ class Block(NamedTuple):
 def blocks(document: str) -> list[Block]:
     """The fenced and the indented code blocks; the latter are taken for shell."""
     lines = [*(ROOT / document).read_text().splitlines(), ""]
-    found, i = [], 0
+    parsed, i = [], 0
     while i < len(lines):
         if fence := re.fullmatch(r"```(\w*)", lines[i]):
             begin, language = i + 1, fence[1]
@@ -43,16 +43,16 @@ def blocks(document: str) -> list[Block]:
         text = "\n".join(
             line.removeprefix("    " * (begin == i)) for line in lines[begin:end]
         )
-        found.append(
+        parsed.append(
             Block(document, begin + 1, language, text + "\n", mark[1] if mark else "")
         )
         i = end + 1
-    return found
+    return parsed
 
 
 def commands(text: str) -> list[Command]:
     """The simple commands of a shell text, without redirections and variables."""
-    found: list[Command] = []
+    simple: list[Command] = []
     for line in text.replace("\\\n", " ").splitlines():
         line = re.sub(r"\d>&\d", "", line)
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -64,10 +64,10 @@ def commands(text: str) -> list[Command]:
             elif token.startswith((">", "<")):
                 next(tokens)
             else:
-                found.append(command)
+                simple.append(command)
                 command = []
-        found.append(command)
-    bare = [without_variables(command) for command in found]
+        simple.append(command)
+    bare = [without_variables(command) for command in simple]
     return [command for command in bare if command]
 
 
