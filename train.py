@@ -30,24 +30,39 @@ def main(_: list[str]) -> None:
     trainer.train_and_evaluate(settings, workdir, objectives.of_recipe(path))
 
 
-def _define_flags() -> None:
-    recipe.check_names(sys.argv[1:])
-    recipe.define_flag(_DEFAULT)
-    flags.declare_key_flag("config")  # shown by --help
+def define_flags(
+    arguments: list[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines all flags: the recipe with its fields, the workdir, the processes.
+
+    Args:
+      arguments: the command line that will be parsed, the program's name first.
+      flag_values: where.
+
+    Raises:
+      ConfigError: a file or field that does not exist.
+    """
+    recipe.check_names(arguments[1:])
+    recipe.define_flag(_DEFAULT, flag_values, arguments)
+    flags.declare_key_flag("config", flag_values)  # shown by --help
     flags.DEFINE_string(
-        "workdir", None, "where the run lives; default: runs/NAME_OF_THE_CONFIG"
+        "workdir",
+        None,
+        "where the run lives; default: runs/NAME_OF_THE_CONFIG",
+        flag_values=flag_values,
     )
     flags.DEFINE_string(
         "distributed",
         "auto",
         "how processes find each other: auto (as JAX detects it: Slurm, Cloud TPU, "
         "GKE, Open MPI), off, or ADDRESS:PORT,COUNT,INDEX",
+        flag_values=flag_values,
     )
 
 
 if __name__ == "__main__":
     try:
-        _define_flags()
+        define_flags(sys.argv)
         app.run(main)
     except errors.Interrupted as stop:
         print(stop, file=sys.stderr)

@@ -1,7 +1,8 @@
 """vgg16's training step for TPUs that are not here: exchanges and memory, as a table.
 
 python -m benchmarks.compiling [ROW ...]: each row is one `vgg-flax compile`, in a
-process of its own, for a minute or more. Needs the extra `tpu-aot`. README quotes it.
+process of its own, for a minute or more. Needs the extra `tpu-aot`. Quoted by
+docs/compiling.md.
 """
 
 import argparse

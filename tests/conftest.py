@@ -37,10 +37,20 @@ from vgg_flax.weights.card import ModelCard
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    if cache.name.startswith("vgg-flax-tests-"):  # and is not the caller's own
+    is_worker = hasattr(config, "workerinput")  # the others may still be at work
+    if cache.name.startswith("vgg-flax-tests-") and not is_worker:  # else the caller's
         shutil.rmtree(cache, ignore_errors=True)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if config.option.markexpr == "not slow":
+        terminalreporter.write_line(
+            "left out what is long by nature (marker slow); all: pytest -m ''"
+        )
 
 
 # Orbax leaves coroutines of failed reads behind; Python reports their end when it

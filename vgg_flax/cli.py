@@ -26,6 +26,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 1: an error; 2: wrong usage, or images that could not be read; 128 and
     more: stopped by a signal.
     """
+    options = parse(arguments)
+    try:
+        return options.run(options) or 0
+    except errors.VGGFlaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, the subcommand's `run` among them.
+
+    Args:
+      arguments: without the program's name; None: those of this process.
+
+    Raises:
+      SystemExit: wrong usage, which has been printed, or `--help`.
+    """
     parser = argparse.ArgumentParser(
         prog="vgg-flax",
         description="VGG in JAX: everybody's weights, the paper's tests, programs for "
@@ -41,11 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides and not hasattr(options, "config")
     ):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    try:
-        return options.run(options) or 0
-    except errors.VGGFlaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return options

@@ -17,12 +17,12 @@ from vgg_flax import cli
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.inference import export
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+MANUAL = pathlib.Path(__file__).parents[2] / "docs" / "weights.md"
 
 
 def loader() -> str:
-    """The README's program of ten lines."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    """The manual's program of ten lines."""
+    blocks = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
     (program,) = [block for block in blocks if "jax.export" in block]
     assert len(program.split("\n")) == 12  # one is blank, and the last ends
     return program

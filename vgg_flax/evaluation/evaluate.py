@@ -75,7 +75,7 @@ def evaluate(
       limit: only the first so many images.
 
     Returns:
-      The result (README "Evaluate" tells of it), and each image's: `index`, `key`,
+      The result (docs/evaluation.md tells of it), and each image's: `index`, `key`,
       `labels` and, in `experiments`, for each: `rank` (how many classes are ahead of
       the right one, or the best of the right ones), `nll`, `classes`, `probabilities`.
 
