@@ -22,7 +22,10 @@ from vgg_flax.inference import conversion
 
 os.environ["KERAS_BACKEND"] = "jax"
 # Keras 3.15's own variables predate NumPy 2's __array__(copy=...).
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ imp:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ imp:DeprecationWarning"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module")

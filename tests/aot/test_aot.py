@@ -60,6 +60,7 @@ def compiled(recipe: str, output: pathlib.Path, *more: str) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 def test_the_training_step(recipe: str, tmp_path: pathlib.Path) -> None:
     told = compiled(recipe, tmp_path / "report.json", "--per-chip-batch", "16")
     assert (told["chips"], told["per_chip_batch"]) == (8, 16)
@@ -97,6 +98,7 @@ def _multiply_adds(height: int = 64, width: int = 64) -> tuple[int, int]:
     return sum(layers), layers[0]
 
 
+@pytest.mark.slow
 def test_loops_are_counted_as_often_as_they_turn(
     recipe: str, tmp_path: pathlib.Path
 ) -> None:
@@ -115,6 +117,7 @@ def test_loops_are_counted_as_often_as_they_turn(
     assert exchanged == pytest.approx(2 * halves * 2 * 7 / 8, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "size"), [("evaluate", (64, 64)), ("dense", (96, 128))]
 )
@@ -130,6 +133,7 @@ def test_evaluation_steps(
     assert "optimizer" not in told["memory"] and "params" in told["memory"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_how_much_is_missing(recipe: str) -> None:
     pytest.importorskip("libtpu")
     done = run(

@@ -5,7 +5,7 @@ from conftest import ORBAX_LEAVES_COROUTINES
 
 from tests.faults import faults, runs
 
-pytestmark = ORBAX_LEAVES_COROUTINES
+pytestmark = [*ORBAX_LEAVES_COROUTINES, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

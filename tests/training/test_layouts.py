@@ -11,6 +11,8 @@ from tests import processes
 from vgg_flax import config as config_lib
 from vgg_flax.runs import checkpoint, log
 
+pytestmark = pytest.mark.slow
+
 # Each layout is processes x devices of each. 2x2 cuts its FC layers over the devices.
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1), "1x1": (1, 1)}
 CUT = {"2x2"}

@@ -84,7 +84,7 @@ print(json.dumps([[values["loss"] for values in history] for history in runs]))
 """
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("pieces", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_float64_losses_of_12_steps_agree_on_1_2_4_and_8_devices(
     pieces: int, rich_config: config_lib.Config
 ) -> None:
