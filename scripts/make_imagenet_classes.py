@@ -9,9 +9,8 @@ the order of the labels. To run it: `pip install torchvision` and
 import importlib.metadata
 import pathlib
 
+import tensorflow_datasets as tfds
 from torchvision.models import _meta
-
-from vgg_flax.data import folder
 
 DATA = pathlib.Path(__file__).parent.parent / "vgg_flax" / "data"
 
@@ -26,7 +25,8 @@ def main() -> None:
         "License, see LICENSE.torchvision) and TFDS' labels.txt (the synsets).",
     )
     names = _meta._IMAGENET_CATEGORIES
-    pairs = zip(folder.imagenet_synsets(), names, strict=True)
+    labels = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+    pairs = zip(labels.read_text().split(), names, strict=True)
     lines = [f"# {line}" for line in header]
     lines += [f"{synset} {name}" for synset, name in pairs]
     (DATA / "imagenet_classes.txt").write_text("\n".join(lines) + "\n")

@@ -50,6 +50,7 @@ OWNERS = {  # top-level package -> the only files that import it
 }
 # Files that need a local disk, and why. All else goes through etils' epath.
 LOCAL = {
+    "storage": "whole_file writes aside on a local disk, and renames or uploads",
     "parallel/distributed": "hashes this package's own source",
     "data/imagenet": "reads this package's own data",
     "runs/directory": "asks for free space, where is_local",
@@ -63,7 +64,7 @@ LOCAL = {
     "weights/containers/torch_file": "reads what mapped_file maps",
     "weights/checksum": "hashes what mapped_file maps",
     "weights/fetch": "keeps downloads in a cache",
-    "weights/containers/writers": "writes beside and renames",
+    "weights/containers/writers": "writes what whole_file takes",
 }
 
 

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from vgg_flax import config, errors
-from vgg_flax.data import batches, folder, splits
+from vgg_flax.data import batches, folder, imagenet, splits
 
 
 def write_image(path: pathlib.Path, red: int = 0) -> None:
@@ -214,7 +214,7 @@ SYNSETS = {"n01440764": 0, "n02123045": 281, "n15075141": 999}
 
 
 def test_the_synsets_are_1000_in_sorted_order():
-    synsets = folder.imagenet_synsets()
+    synsets = imagenet.synsets()
     assert len(synsets) == 1000 and list(synsets) == sorted(set(synsets))
     assert all(re.fullmatch(r"n\d{8}", synset) for synset in synsets)
     assert {synset: synsets.index(synset) for synset in SYNSETS} == SYNSETS

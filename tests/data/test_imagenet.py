@@ -3,9 +3,10 @@
 import pathlib
 
 import pytest
+import tensorflow_datasets as tfds
 
 import vgg_flax
-from vgg_flax.data import folder, imagenet
+from vgg_flax.data import imagenet
 
 # Labels that papers and tutorials quote; synsets from WordNet 3.0.
 KNOWN = {
@@ -34,7 +35,8 @@ def test_there_are_a_thousand_different_classes() -> None:
 
 
 def test_the_synsets_are_those_of_tfds() -> None:
-    assert imagenet.synsets() == folder.imagenet_synsets()
+    path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+    assert imagenet.synsets() == tuple(path.read_text().split())
 
 
 def test_the_names_are_those_of_torchvision() -> None:
@@ -54,7 +56,7 @@ def test_the_names_come_with_their_notice() -> None:
 
 def test_classes_that_are_imagenets_are_shown_by_its_names() -> None:
     numbers = tuple(str(i) for i in range(1000))
-    for names in ((), numbers, folder.imagenet_synsets()):
+    for names in ((), numbers, imagenet.synsets()):
         assert imagenet.display_names(names, 1000)[980] == "volcano"
 
 
@@ -63,5 +65,5 @@ def test_other_classes_keep_their_names() -> None:
     assert imagenet.display_names(own, 1000) == own
     assert imagenet.display_names(("cat", "dog"), 2) == ("cat", "dog")
     assert imagenet.display_names((), 3) == ("0", "1", "2")
-    reversed_synsets = folder.imagenet_synsets()[::-1]
+    reversed_synsets = imagenet.synsets()[::-1]
     assert imagenet.display_names(reversed_synsets, 1000) == reversed_synsets

@@ -26,7 +26,7 @@ import vgg_flax
 from tests import processes
 from tests.evaluation.test_protocols import logits, tiny_net
 from vgg_flax import cli
-from vgg_flax.data import DataError, folder
+from vgg_flax.data import DataError, imagenet
 from vgg_flax.errors import ConfigError
 from vgg_flax.evaluation import evaluate as evaluate_lib
 from vgg_flax.evaluation import experiments, journal, label_sets, paper
@@ -186,7 +186,7 @@ def test_float32_is_asked_for_at_the_highest_precision(photos: str) -> None:
 
 
 def thousand() -> Net:
-    synsets = folder.imagenet_synsets()
+    synsets = imagenet.synsets()
     return tiny_net(num_classes=1000).replace(class_names=synsets)
 
 
@@ -206,7 +206,7 @@ def test_v2_folders_are_numbers_not_strings(tmp_path: pathlib.Path) -> None:
 def test_a_and_r_look_at_their_own_classes_only(
     tmp_path: pathlib.Path, label_set: str
 ) -> None:
-    net, synsets = thousand(), folder.imagenet_synsets()
+    net, synsets = thousand(), imagenet.synsets()
     chosen = np.random.default_rng(0).permutation(1000)[:200].tolist()
     for i, index in enumerate(chosen):
         write_photo(tmp_path / synsets[index] / f"{i}.png", i)
@@ -275,7 +275,7 @@ def test_real_has_several_labels_or_none(tmp_path: pathlib.Path) -> None:
 
 
 def test_words_for_classes_are_taken_in_imagenets_order(tmp_path: pathlib.Path) -> None:
-    synsets = folder.imagenet_synsets()
+    synsets = imagenet.synsets()
     write_photo(tmp_path / "test" / synsets[281] / "x.png", 0)
     words = tuple(f"word {i}" for i in range(1000))
     net = tiny_net(num_classes=1000).replace(class_names=words)
@@ -389,11 +389,11 @@ def test_the_paper_needs_known_nets() -> None:
         experiments.with_train_scales([net] * 3, [(256, 256)] * 2)
     with pytest.raises(ConfigError, match="fusion needs the same"):
         two = Experiment("two", ((0, Protocol("center", (40,))),))
-        experiments.check([net, thousand()], [two])
+        experiments.check_nets([net, thousand()], [two])
     other = tiny_net().replace(class_names=tuple("jihgfedcba"))
     for nets in ([tiny_net(), other], [other, tiny_net().replace(class_names=())]):
         with pytest.raises(ConfigError, match="in one order"):
-            experiments.check(nets, [two])
+            experiments.check_nets(nets, [two])
 
 
 # The command
@@ -768,8 +768,6 @@ def test_the_journals_of_all_processes_are_one(tmp_path: pathlib.Path) -> None:
     journals[0].add(0, image)
     journals[1].add(1, image)
     journals[1].add(2, failed)
-    for one in journals:
-        one.close()
     assert journals[0].count() == 2
     journals[0].gather()
     assert sorted(journals[0].results) == [0, 1, 2]
@@ -777,7 +775,6 @@ def test_the_journals_of_all_processes_are_one(tmp_path: pathlib.Path) -> None:
     assert sorted(alone.results) == [0, 1]
     alone.open()
     alone.add(2, image)
-    alone.close()
     alone.gather()
     assert alone.results[2] == {"index": 2, **image}
     alone.remove()
@@ -799,7 +796,6 @@ try:
         full.add(i, dict(key="a", labels=[1], experiments=[]))
 except journal.JournalError as error:
     print(i, error)
-full.close()
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

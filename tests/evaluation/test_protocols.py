@@ -305,7 +305,7 @@ def test_the_mean_of_posteriors_does_not_underflow() -> None:
 )
 def test_scales_are_checked(protocol: Protocol, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        protocols.check(protocol, tiny_net().model, PIXELS)
+        protocols.check_scales(protocol, tiny_net().model, PIXELS)
 
 
 def adaptive_numpy(x: np.ndarray, side: int) -> np.ndarray:

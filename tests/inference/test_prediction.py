@@ -12,7 +12,7 @@ from conftest import random_net, save_run
 from etils import epath
 
 from vgg_flax import cli, net
-from vgg_flax.data import folder
+from vgg_flax.data import imagenet
 from vgg_flax.images import preprocessing
 from vgg_flax.inference import prediction
 
@@ -101,7 +101,7 @@ def test_each_image_gets_its_own_classes_in_any_batch(
     paths = prediction.find_images([images])
     counts: list[int] = []
     predictions, unreadable = prediction.predict(
-        tested, paths, top=4, batch_size=batch_size, after_batch=counts.append
+        tested, paths, top=4, batch_size=batch_size, after_image=counts.append
     )
     assert unreadable == {}
     assert [p.path for p in predictions] == [str(path) for path in paths]
@@ -153,7 +153,7 @@ def test_bad_images_are_told_apart_wherever_they_stand(
 def test_imagenets_classes_have_names(images: pathlib.Path) -> None:
     tested = random_net("vgg11", num_classes=1000)
     paths = prediction.find_images([images / "china.png"])
-    for class_names in (folder.imagenet_synsets(), ()):
+    for class_names in (imagenet.synsets(), ()):
         named = tested.replace(class_names=class_names)
         named.variables["params"]["fc8"]["bias"] = np.eye(1000)[980] * 50
         ((found,), _) = prediction.predict(named, paths)

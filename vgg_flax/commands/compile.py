@@ -7,6 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from vgg_flax import errors, storage
+
 
 def add(commands: Any) -> None:
     """Adds `compile` to the subcommands."""
@@ -70,5 +72,6 @@ def _run(options: argparse.Namespace) -> None:
     print(tables.compile_tables(report))
     if options.output:
         path = epath.Path(options.output)
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        with storage.whole_file(path, errors.ConfigError) as file:
+            file.write_text(json.dumps(report, indent=2) + "\n")
         print(f"in full: {path}")

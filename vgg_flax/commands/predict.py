@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
         raise errors.ConfigError(f"--scale {options.scale} is of heat maps: --heatmap")
     net = weights_options.load(options, options.weights)
     if options.heatmap is not None:
-        heatmap.check(net, options.scale)
+        heatmap.check_scale(net, options.scale)
         storage.check_output("--heatmap", epath.Path(options.heatmap) / "heatmap.png")
     paths = prediction.find_images(options.images)
     with console.bar(len(paths), "image") as bar:
@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
             paths,
             top=options.top,
             batch_size=options.batch_size,
-            after_batch=bar.update,
+            after_image=bar.update,
         )
     if not options.json:  # first: pictures take a while
         print(prediction.to_text(predictions))

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vgg_flax.data import SUFFIXES, DataError
+from vgg_flax.data import SUFFIXES, DataError, imagenet
 
 IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -92,7 +92,7 @@ def _list_classes(
                 f"{root / split} and {root / other} differ in classes {differing}; "
                 "each split needs a folder for every class"
             )
-    synsets = imagenet_synsets()
+    synsets = imagenet.synsets()
     is_imagenet = num_classes == len(synsets) and set(names) <= set(synsets)
     class_names = synsets if is_imagenet else tuple(names)
     label_of = {name: label for label, name in enumerate(class_names)}
@@ -122,26 +122,22 @@ def _list_flat(folder: epath.Path) -> tuple[list[Item], tuple[str, ...]]:
             f"{folder} holds no class folders; expected {folder}/CLASS/*.jpg, or "
             "ImageNet's flat ILSVRC2012_val_00000001.JPEG ..."
         )
-    truth = _tfds_lines("validation_labels.txt")
+    truth = _validation_synsets()
     wrong = next((n for n in numbers if not 1 <= n <= len(truth)), None)
     if wrong is not None:
         raise FolderError(
             f"{folder} has image number {wrong}; ImageNet's validation images "
             f"are numbered 1 to {len(truth)}"
         )
-    synsets = imagenet_synsets()
+    synsets = imagenet.synsets()
     label_of = {name: label for label, name in enumerate(synsets)}
     labels = (label_of[truth[number - 1]] for number in numbers)
     return list(zip(files, labels, strict=True)), synsets
 
 
-def imagenet_synsets() -> tuple[str, ...]:
-    """The 1,000 synsets of ILSVRC-2012 in the order of their labels."""
-    return tuple(_tfds_lines("labels.txt"))
-
-
-def _tfds_lines(name: str) -> list[str]:
-    path = tfds.core.tfds_path(f"datasets/imagenet2012/{name}")
+def _validation_synsets() -> list[str]:
+    """Of ImageNet's validation images, in the order of their numbers: TFDS' list."""
+    path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
     return epath.Path(path).read_text().split()
 
 

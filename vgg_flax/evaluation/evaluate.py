@@ -3,19 +3,16 @@
 Several experiments share one pass over the images: each net sees each view once.
 """
 
-import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import datetime
 import hashlib
-import itertools
 import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -33,8 +30,11 @@ from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
 from vgg_flax.images import codec
 from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
+from vgg_flax.parallel.ahead import ahead
 from vgg_flax.parallel.signals import SignalsApart
 from vgg_flax.parallel.watchdog import Watchdog
+
+T = TypeVar("T")
 
 # Of several processes one that has not ended an image for so long ends them all.
 _STUCK_SECONDS = 900.0
@@ -85,7 +85,7 @@ def evaluate(
       Interrupted: by a signal.
     """
     settings = dataclasses.replace(settings or Settings(), classes=images.classes)
-    experiments_lib.check(nets, experiments)
+    experiments_lib.check_nets(nets, experiments)
     limit = len(images.split) if limit is None else limit
     for name, value in (("batch size", settings.batch_size), ("limit", limit)):
         if value < 1:
@@ -104,9 +104,11 @@ def evaluate(
         output and output.parent / f"{output.stem}.{key}.journal", jax.process_index()
     )
     posteriors = Posteriors(nets, settings)
-    _Run(nets, images, experiments, posteriors, journal).compute(
-        total, described, output
-    )
+    pending = [i for i in range(total) if i not in journal.results]
+    _check_processes(described, pending, output)  # and all have read the journals
+    journal.open()
+    _check_shared(journal, output)
+    _fill(journal, _Images(nets, images, experiments), posteriors, pending, total)
     done = [result for _, result in sorted(journal.results.items())]
     if len(done) != total:
         raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
@@ -130,79 +132,96 @@ def evaluate(
     return result, [image for image in done if results.counts(image)]
 
 
-class _Run:
-    """One evaluation, which fills its journal."""
+def _check_processes(
+    described: dict[str, Any], pending: Sequence[int], output: epath.Path | None
+) -> None:
+    """Raises ConfigError unless all processes are about to do the same."""
+    left = len(pending), hashlib.sha256(repr(pending).encode()).hexdigest()
+    facts = {"output": str(output), "code": distributed.code_digest()}
+    facts |= {"images left by the journals beside the output": left}
+    distributed.check_same(described | facts)
+
+
+def _check_shared(journal: Journal, output: epath.Path | None) -> None:
+    """Raises ConfigError unless every process sees every other's journal."""
+    processes = jax.process_count()
+    if processes == 1:
+        return
+    distributed.wait_for_all("all journals opened")
+    if journal.count() < processes:
+        raise ConfigError(
+            f"--output {output}: {journal.count()} of {processes} processes' "
+            "journals are beside it; give a path on storage that all share"
+        )
+
+
+def _fill(
+    journal: Journal,
+    images: "_Images",
+    posteriors: Posteriors,
+    pending: Sequence[int],
+    total: int,
+) -> None:
+    """Adds the results of the pending images to the journal: this process's share."""
+    process, processes = jax.process_index(), jax.process_count()
+    share, before = pending[process::processes], total - len(pending)
+    bar = console.bar(before + len(share), "image", before, active=process == 0)
+    watchdog = Watchdog(_STUCK_SECONDS if processes > 1 else None)
+    with SignalsApart() as signals, watchdog, bar:
+
+        def go_on() -> None:
+            watchdog.step_ended()
+            if received := signals.poll():
+                raise _interrupted(journal, received, total)
+
+        def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
+            for tag, views in _in_threads(images.read, share):
+                go_on()
+                if isinstance(views, dict):
+                    yield tag, views
+                    continue
+                failed = {} if views is None else {"error": str(views)}
+                result = {"key": tag.key, "labels": [], "experiments": []}
+                journal.add(tag.index, {**result, **failed})
+                bar.update()
+
+        for tag, log_posteriors in posteriors.compute(examples()):
+            journal.add(tag.index, images.result(tag, log_posteriors))
+            bar.update()
+            go_on()
+        while not signals.all_done():
+            go_on()
+            time.sleep(0.1)
+    if processes > 1:
+        journal.gather()
+        distributed.wait_for_all("all results gathered")
+
+
+def _interrupted(
+    journal: Journal, received: signal.Signals, total: int
+) -> errors.Interrupted:
+    done = sum(map(results.counts, journal.results.values()))
+    kept = f" are kept in {journal.path}; run the same command again to go on"
+    return errors.Interrupted(
+        f"stopped by {received.name}: {done} of {total} images"
+        + (kept if journal.path else " were done"),
+        128 + received,
+    )
+
+
+class _Images:
+    """The images as the nets see them, and what comes of an image's posteriors."""
 
     def __init__(
         self,
         nets: Sequence[Net],
         images: LabelledImages,
         experiments: Sequence[Experiment],
-        posteriors: Posteriors,
-        journal: Journal,
     ):
-        self._posteriors, self._journal = posteriors, journal
         self._nets, self._images, self._experiments = nets, images, experiments
         self._cells = sorted({cell for e in experiments for cell in e.cells()})
 
-    def compute(
-        self, total: int, described: dict[str, Any], output: epath.Path | None
-    ) -> None:
-        """Fills the journal with those of the first `total` images that it lacks."""
-        todo = [i for i in range(total) if i not in self._journal.results]
-        left = len(todo), hashlib.sha256(repr(todo).encode()).hexdigest()
-        facts = {"output": str(output), "code": distributed.code_digest()}
-        facts |= {"images left by the journals beside the output": left}
-        distributed.check_same(described | facts)  # and all have read the journals
-        process, processes = jax.process_index(), jax.process_count()
-        share, before = todo[process::processes], total - len(todo)
-        self._journal.open()
-        self._check_shared(output)
-        bar = console.bar(before + len(share), "image", before, active=process == 0)
-        watchdog = Watchdog(_STUCK_SECONDS if processes > 1 else None)
-        with SignalsApart() as signals, watchdog, bar:
-
-            def go_on() -> None:
-                watchdog.step_ended()
-                if received := signals.poll():
-                    raise self._stopped(received, total)
-
-            def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
-                for tag, views in _ahead(self._read, share):
-                    go_on()
-                    if isinstance(views, dict):
-                        yield tag, views
-                        continue
-                    failed = {} if views is None else {"error": str(views)}
-                    result = {"key": tag.key, "labels": [], "experiments": []}
-                    self._journal.add(tag.index, {**result, **failed})
-                    bar.update()
-
-            with contextlib.closing(self._journal):
-                for tag, log_posteriors in self._posteriors.compute(examples()):
-                    self._keep(tag, log_posteriors)
-                    bar.update()
-                    go_on()
-            while not signals.all_done():
-                go_on()
-                time.sleep(0.1)
-        if processes > 1:
-            self._journal.gather()
-            distributed.wait_for_all("all results gathered")
-
-    def _check_shared(self, output: epath.Path | None) -> None:
-        """Raises ConfigError unless every process sees every other's journal."""
-        processes = jax.process_count()
-        if processes == 1:
-            return
-        distributed.wait_for_all("all journals opened")
-        if self._journal.count() < processes:
-            raise ConfigError(
-                f"--output {output}: {self._journal.count()} of {processes} processes' "
-                "journals are beside it; give a path on storage that all share"
-            )
-
-    def _read(self, index: int) -> tuple[_Tag, Any]:
+    def read(self, index: int) -> tuple[_Tag, Any]:
         """An image's views; None: it has no label; an exception: it is unreadable."""
         try:
             record = self._images.split.records[index]
@@ -216,41 +235,28 @@ class _Run:
         except codec.ImageError as error:
             return tag, error
 
-    def _keep(self, tag: _Tag, log_posteriors: dict[Cell, np.ndarray]) -> None:
+    def result(
+        self, tag: _Tag, log_posteriors: dict[Cell, np.ndarray]
+    ) -> dict[str, Any]:
+        """What the journal keeps of an image."""
         classes = np.arange(self._nets[0].model.num_classes)
         if self._images.classes is not None:
             classes = np.asarray(self._images.classes)
-        found = [
+        outcomes = [
             results.outcome(e.log_posterior(log_posteriors), tag.labels, classes)
             for e in self._experiments
         ]
         labels = classes[list(tag.labels)].tolist()
-        self._journal.add(
-            tag.index, {"key": tag.key, "labels": labels, "experiments": found}
-        )
-
-    def _stopped(self, received: signal.Signals, total: int) -> errors.Interrupted:
-        done = sum(map(results.counts, self._journal.results.values()))
-        path = self._journal.path
-        kept = f" are kept in {path}; run the same command again to go on"
-        return errors.Interrupted(
-            f"stopped by {received.name}: {done} of {total} images"
-            + (kept if path else " were done"),
-            128 + received,
-        )
+        return {"key": tag.key, "labels": labels, "experiments": outcomes}
 
 
-def _ahead(function: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
+def _in_threads(function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
     """`function` of each index, in order; threads work a bounded number ahead."""
     threads = min(16, os.cpu_count() or 1)
-    indices = iter(indices)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        queue = collections.deque(
-            pool.submit(function, i) for i in itertools.islice(indices, 2 * threads)
-        )
-        while queue:
-            yield queue.popleft().result()
-            queue.extend(pool.submit(function, i) for i in itertools.islice(indices, 1))
+        futures = (pool.submit(function, index) for index in indices)
+        for future in ahead(futures, 2 * threads - 1):
+            yield future.result()
 
 
 def _views(

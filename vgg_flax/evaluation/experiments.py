@@ -88,7 +88,7 @@ def chosen(
 
     Raises:
       ConfigError: a protocol along with `whole_paper`, or as `of_the_paper` and
-        `check`.
+        `check_nets`.
     """
     if whole_paper:
         if protocol or scales or flip:
@@ -103,7 +103,7 @@ def chosen(
     used = sorted({scale for _, one in entries for scale in one.scales})
     title = f"{variants}, Q {' '.join(map(str, used))}, {name}"
     found = [Experiment(title + (" + flip" if flip else ""), entries)]
-    check(nets, found)
+    check_nets(nets, found)
     return found
 
 
@@ -140,11 +140,13 @@ def of_the_paper(nets: Sequence[Net]) -> list[Experiment]:
     return found
 
 
-def check(nets: Sequence[Net], experiments: Sequence[Experiment]) -> None:
+def check_nets(nets: Sequence[Net], experiments: Sequence[Experiment]) -> None:
     """Raises ConfigError for scales that are too small, or nets of other classes."""
     for experiment in experiments:
         for index, protocol in experiment.entries:
-            protocols.check(protocol, nets[index].model, nets[index].preprocessing)
+            protocols.check_scales(
+                protocol, nets[index].model, nets[index].preprocessing
+            )
     for net in nets:
         if why := net.card.no_classes():
             raise ConfigError(f"{why} to test")

@@ -1,7 +1,5 @@
 """What was computed so far, a line an image, so that an evaluation can go on."""
 
-import contextlib
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from vgg_flax import storage
 from vgg_flax.errors import VGGFlaxError
 
 
@@ -41,9 +40,9 @@ class Journal:
         if path is not None and process:
             self.path = path.with_name(f"{path.name}.{process}")
         self.results: dict[int, dict[str, Any]] = {}
-        self._stream: Any = io.StringIO()
+        self._file: storage.RecordFile | None = None
         for file in self._files():
-            for _, result in _lines(file):
+            for result in _lines(file):
                 if "error" not in result:
                     self.results[result["index"]] = result
 
@@ -57,9 +56,13 @@ class Journal:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         there = _lines(self.path) if self.path.exists() else ()
-        kept = [line for line, result in there if "error" not in result]
-        self.path.write_bytes(b"".join(kept))
-        self._stream = self.path.open("a")
+        self._file = storage.RecordFile(
+            self.path,
+            [result for result in there if "error" not in result],
+            JournalError,
+            "what it holds is kept: make room or access, then run the same command "
+            "again",
+        )
 
     def add(self, index: int, result: dict[str, Any]) -> None:
         """Writes an image's result; it is in the file when this returns.
@@ -68,40 +71,26 @@ class Journal:
           JournalError: it cannot be written.
         """
         self.results[index] = {"index": index, **result}
-        if self.path is None:
-            return
-        try:
-            self._stream.write(json.dumps(self.results[index]) + "\n")
-            self._stream.flush()
-        except OSError as error:
-            raise JournalError(
-                f"{self.path} cannot be written: {error}; what it holds is kept: make "
-                "room or access, then run the same command again"
-            ) from error
-
-    def close(self) -> None:
-        """Closes the file, which stays; what had no room is not there."""
-        with contextlib.suppress(OSError):  # `add` has raised it
-            self._stream.close()
+        if self._file is not None:
+            self._file.append(self.results[index])
 
     def count(self) -> int:
         """How many processes' files there are."""
         return len(self._files())
 
     def gather(self) -> None:
-        """Adds what the other processes wrote, once they have closed their files.
+        """Adds what the other processes wrote, once they have added all.
 
         Raises:
           JournalError: a line is damaged.
         """
         for file in self._files():
-            for _, result in _lines(file):
+            for result in _lines(file):
                 if "error" not in result or result["index"] not in self.results:
                     self.results[result["index"]] = result
 
     def remove(self) -> None:
         """Deletes the files of all processes: their results are kept elsewhere."""
-        self.close()
         for file in self._files():
             file.unlink()
 
@@ -113,8 +102,8 @@ class Journal:
         return sorted(f for f in path.parent.iterdir() if ours.fullmatch(f.name))
 
 
-def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each whole line of a file and the result that it holds."""
+def _lines(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """The result that each whole line of a file holds."""
     for number, line in enumerate(path.read_bytes().splitlines(True), start=1):
         if not line.endswith(b"\n"):
             return
@@ -125,4 +114,4 @@ def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             raise JournalError(
                 f"{path}, line {number} is damaged; delete the file to start anew"
             ) from error
-        yield line, result
+        yield result

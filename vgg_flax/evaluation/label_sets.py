@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from vgg_flax import storage
-from vgg_flax.data import DataError, folder, splits
+from vgg_flax.data import DataError, folder, imagenet, splits
 
 # own: the data set's labels, by the names of its classes; -Sketch needs no more.
 # real: Beyer et al. 2020 (several labels an image, or none), for ImageNet's validation
@@ -129,7 +129,7 @@ def _check_imagenet(
     class_names: Sequence[str], num_classes: int, label_set: str
 ) -> None:
     """These sets count by the place of a class in ImageNet's order."""
-    synsets = folder.imagenet_synsets()
+    synsets = imagenet.synsets()
     numbers = tuple(str(label) for label in range(num_classes))
     if tuple(class_names) not in ((), numbers, synsets):
         raise DataError(
@@ -148,7 +148,7 @@ def _named_classes(
     if set(theirs) <= set(class_names) and len(set(class_names)) == len(class_names):
         return [list(class_names).index(name) for name in theirs]
     # Weight files may have words instead of synsets; their order is ImageNet's.
-    if num_classes == len(theirs) == 1000 and theirs == folder.imagenet_synsets():
+    if num_classes == len(theirs) == 1000 and theirs == imagenet.synsets():
         return range(len(theirs))
     if not class_names:
         raise DataError(
@@ -176,7 +176,7 @@ def _numbered_classes(split: splits.Split, num_classes: int) -> Sequence[int]:
 
 
 def _synset_classes(split: splits.Split, num_classes: int) -> tuple[int, ...]:
-    synsets = folder.imagenet_synsets()
+    synsets = imagenet.synsets()
     strangers = [name for name in split.class_names if name not in synsets]
     if len(split.class_names) != _FEWER_CLASSES:
         raise DataError(

@@ -20,6 +20,7 @@ from vgg_flax.evaluation.protocols import Views
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG
 from vgg_flax.net import Net
+from vgg_flax.parallel.ahead import ahead
 
 Cell = tuple[int, Views]  # which net, and what it sees
 Examples = Iterable[tuple[Any, dict[Cell, list[np.ndarray]]]]
@@ -85,9 +86,6 @@ class Posteriors:
         self._steps = [self._make_step(net) for net in nets]
         self._variables = [parallel.replicate(n.variables, self._devices) for n in nets]
         self._queues: dict[_Shape, list[_Item]] = collections.defaultdict(list)
-        self._pending: collections.deque[tuple[list[_Item], jax.Array]] = (
-            collections.deque()
-        )
 
     def compute(self, examples: Examples) -> Iterator[tuple[Any, dict[Cell, Any]]]:
         """Yields `(tag, {cell: log posterior})` of each image once, in any order.
@@ -101,6 +99,11 @@ class Posteriors:
         Raises:
           NotFiniteError: a net gives NaN.
         """
+        for items, log_posteriors in ahead(self._sent(examples), _IN_FLIGHT):
+            yield from self._completed(items, np.asarray(log_posteriors))
+
+    def _sent(self, examples: Examples) -> Iterator[tuple[list[_Item], jax.Array]]:
+        """Batches as they are full, at the end as they are, each sent when drawn."""
         for tag, cells in examples:
             job = _Job(tag, {cell: len(v) for cell, v in cells.items()}, {}, {})
             for cell, views in cells.items():
@@ -108,11 +111,9 @@ class Posteriors:
                     shape = self._shape(cell, view)
                     self._queues[shape].append((job, cell, view))
                     if len(self._queues[shape]) == self._batch_size(shape):
-                        yield from self._send(shape)
+                        yield self._send(shape)
         for shape in list(self._queues):
-            yield from self._send(shape)
-        while self._pending:
-            yield from self._read()
+            yield self._send(shape)
 
     def _shape(self, cell: Cell, view: np.ndarray) -> _Shape:
         net, (kind, _, _) = cell
@@ -128,8 +129,8 @@ class Posteriors:
         each = pixels // (shape.height * shape.width * jax.device_count())
         return max(1, each) * len(self._devices)
 
-    def _send(self, shape: _Shape) -> Iterator[tuple[Any, dict[Cell, Any]]]:
-        """Sends a queue's views, padded to a whole batch; may read an earlier one."""
+    def _send(self, shape: _Shape) -> tuple[list[_Item], jax.Array]:
+        """Sends a queue's views, padded to a whole batch."""
         items = self._queues.pop(shape)
         if shape not in self.shapes:
             self.shapes.add(shape)
@@ -145,16 +146,13 @@ class Posteriors:
             result = self._steps[shape.net](
                 self._variables[shape.net], parallel.shard(batch, self._devices)
             )
-        self._pending.append((items, result))
-        if len(self._pending) > _IN_FLIGHT:
-            yield from self._read()
+        return items, result
 
-    def _read(self) -> Iterator[tuple[Any, dict[Cell, Any]]]:
-        """Waits for the oldest batch; yields the images that it completes."""
-        items, result = self._pending.popleft()
-        for (job, cell, _), log_posterior in zip(
-            items, np.asarray(result), strict=False
-        ):
+    def _completed(
+        self, items: list[_Item], log_posteriors: np.ndarray
+    ) -> Iterator[tuple[Any, dict[Cell, Any]]]:
+        """Takes what a batch gave; yields the images that it completes."""
+        for (job, cell, _), log_posterior in zip(items, log_posteriors, strict=False):
             if np.isnan(log_posterior).any():
                 source = self._nets[cell[0]].source
                 raise NotFiniteError(

@@ -66,7 +66,7 @@ class Protocol:
         )
 
 
-def check(protocol: Protocol, model: VGG, preprocessing: Preprocessing) -> None:
+def check_scales(protocol: Protocol, model: VGG, preprocessing: Preprocessing) -> None:
     """Raises ConfigError where a scale is too small for the net or its crop."""
     if not protocol.scales or len(set(protocol.scales)) < len(protocol.scales):
         raise ConfigError(

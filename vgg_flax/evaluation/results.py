@@ -13,6 +13,7 @@ import numpy as np
 import scipy.special
 from etils import epath
 
+from vgg_flax import storage
 from vgg_flax.errors import ConfigError
 from vgg_flax.evaluation.experiments import Experiment
 from vgg_flax.evaluation.journal import Journal
@@ -172,10 +173,9 @@ def path_of(output: epath.Path, key: str) -> epath.Path:
 
 def write(result: dict[str, Any], output: epath.Path, journal: Journal) -> None:
     """Writes the JSON file; raises ConfigError where it cannot be written."""
-    try:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"--output {output} cannot be written: {error}; all results are kept in "
-            f"{journal.path}: make room, then run the same command again"
-        ) from error
+    remedy = (
+        f"all results are kept in {journal.path}: make room, then run the same command "
+        "again"
+    )
+    with storage.whole_file(output, ConfigError, remedy) as file:
+        file.write_text(json.dumps(result, indent=2) + "\n")

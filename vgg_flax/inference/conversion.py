@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from vgg_flax import storage
 from vgg_flax.model import VARIANTS
 from vgg_flax.net import Net
 from vgg_flax.runs import checkpoint
@@ -50,7 +51,7 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
         net = _with_zero_biases(net)  # the peers' modules have them
     tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=bgr)
     write = writers.WRITERS[suffix]
-    with writers.whole_file(path) as temporary:
+    with storage.whole_file(path, WeightsError) as temporary:
         write(temporary, tensors, metadata.write(net.card, bgr=bgr))
     summary = f"{format}'s names and pixels"
     if not is_native:

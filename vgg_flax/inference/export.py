@@ -12,10 +12,10 @@ import jax
 import jax.export
 import numpy as np
 
-from vgg_flax import errors
+from vgg_flax import errors, storage
 from vgg_flax.data import imagenet
 from vgg_flax.net import Net
-from vgg_flax.weights.containers import writers
+from vgg_flax.weights import WeightsError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -88,9 +88,9 @@ def save(
             raise ExportError(f"{file} exists; choose another name, or remove it")
     data = export(net, platforms)
     about = json.dumps(_describe(net, platforms), indent=2) + "\n"
-    with writers.whole_file(about_path) as temporary:
+    with storage.whole_file(about_path, WeightsError) as temporary:
         temporary.write_text(about)
-    with writers.whole_file(target) as temporary:
+    with storage.whole_file(target, WeightsError) as temporary:
         temporary.write_bytes(data)
     return len(data)
 

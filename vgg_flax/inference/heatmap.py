@@ -35,7 +35,7 @@ class Heatmaps:
     grad_cam: np.ndarray
 
 
-def check(net: Net, scale: int | None) -> int:
+def check_scale(net: Net, scale: int | None) -> int:
     """The scale of `make`; raises HeatmapError where the net can't take it."""
     scale = 2 * net.preprocessing.test_scale if scale is None else scale
     if scale < net.model.smallest_image:
@@ -67,7 +67,7 @@ def make(
       ImageError: the bytes are no image.
       HeatmapError: the net can't take an image of this scale.
     """
-    scale = check(net, scale)
+    scale = check_scale(net, scale)
     picture = net.preprocessing.rescale(image, scale)
     height, width, channels = picture.shape
     layers = description.describe(net.model, (1, height, width, channels))

@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tabulate
@@ -17,10 +15,13 @@ from etils import epath
 
 from vgg_flax import data, errors
 from vgg_flax.data import imagenet
+from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
+from vgg_flax.evaluation.protocols import Views
 from vgg_flax.images import codec
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.inference import heatmap
 from vgg_flax.net import Net
+from vgg_flax.parallel.ahead import ahead
 
 
 class PredictionError(errors.VGGFlaxError):
@@ -84,9 +85,12 @@ def predict(
     *,
     top: int = 5,
     batch_size: int = 32,
-    after_batch: Callable[[int], object] = lambda _: None,
+    after_image: Callable[[int], object] = lambda _: None,
 ) -> tuple[list[Prediction], dict[str, str]]:
     """The `top` classes of each image's test view, at JAX's highest matmul precision.
+
+    Those of the posteriors under the protocol `center`, on all of this process's
+    devices.
 
     Args:
       net: its `preprocessing` makes the views. Classes that are ImageNet's get
@@ -94,7 +98,7 @@ def predict(
       paths: of image files, each read once.
       top: at most the number of classes are given.
       batch_size: images at a time.
-      after_batch: called with the number of images that a batch had.
+      after_image: called with 1 when an image is done.
 
     Returns:
       The predictions in the order of `paths`, and of the files that could not be read
@@ -108,30 +112,28 @@ def predict(
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
             raise PredictionError(f"{name}={value}; expected at least 1")
-    batch_size, top = min(batch_size, len(paths) or 1), min(top, net.model.num_classes)
-    side = net.preprocessing.crop_size
-    shape = (batch_size, side, side, net.preprocessing.channels)
+    posteriors = Posteriors([net], Settings(min(batch_size, len(paths) or 1)))
+    cell = (0, Views("center", net.preprocessing.test_scale, flip=False))
     unreadable: dict[str, str] = {}
-    results: list[tuple[list[epath.Path], Any]] = []
-    with (
-        concurrent.futures.ThreadPoolExecutor() as threads,
-        jax.default_matmul_precision("highest"),
-    ):
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            views = threads.map(functools.partial(_read_view, net.preprocessing), batch)
-            images, chosen = np.zeros(shape, np.uint8), []
-            for path, view in zip(batch, views, strict=True):
+
+    def examples() -> Iterator[tuple[int, dict[Cell, list[np.ndarray]]]]:
+        read = functools.partial(_read_view, net.preprocessing)
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            views = (threads.submit(read, path) for path in paths)
+            for i, future in enumerate(ahead(views, 2 * batch_size)):
+                view = future.result()
                 if isinstance(view, codec.ImageError):
-                    unreadable[str(path)] = str(view)
+                    unreadable[str(paths[i])] = str(view)
+                    after_image(1)
                 else:
-                    images[len(chosen)] = view
-                    chosen.append(path)
-            # The device works on a batch while the next one is decoded.
-            jax.block_until_ready(results[-1:])
-            results.append((chosen, _best(net, images, top)))
-            after_batch(len(batch))
-    return [p for result in results for p in _predictions(net, *result)], unreadable
+                    yield i, {cell: [view]}
+
+    best: dict[int, Prediction] = {}
+    names = imagenet.display_names(net.class_names, net.model.num_classes)
+    for i, log_posteriors in posteriors.compute(examples()):
+        best[i] = _prediction(paths[i], log_posteriors[cell], names, top)
+        after_image(1)
+    return [best[i] for i in sorted(best)], unreadable
 
 
 def _read_view(
@@ -146,28 +148,16 @@ def _read_view(
         return error
 
 
-@functools.partial(jax.jit, static_argnames="top")
-def _best(net: Net, images: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
-    """Probabilities and classes, `[batch, top]` each, best first."""
-    return jax.lax.top_k(nn.softmax(net(images)), top)
-
-
-def _predictions(
-    net: Net, paths: list[epath.Path], best: tuple[jax.Array, jax.Array]
-) -> Iterator[Prediction]:
-    names = imagenet.display_names(net.class_names, net.model.num_classes)
-    probabilities, classes = (np.asarray(x).tolist() for x in best)
-    if not np.isfinite(probabilities).all():
-        raise PredictionError(
-            f"{net.source} gives scores that are not finite; its weights are damaged, "
-            "or overflow"
-        )
-    # The last rows of a batch may be padding.
-    for path, row, indices in zip(paths, probabilities, classes, strict=False):
-        guesses = (
-            Guess(i, names[i], value) for i, value in zip(indices, row, strict=True)
-        )
-        yield Prediction(str(path), tuple(guesses))
+def _prediction(
+    path: epath.Path, log_posterior: np.ndarray, names: Sequence[str], top: int
+) -> Prediction:
+    """The `top` classes; of equal ones the lower is ahead, as in `jax.lax.top_k`."""
+    classes = np.argsort(-log_posterior, kind="stable")[:top].tolist()
+    probabilities = np.exp(log_posterior)
+    return Prediction(
+        str(path),
+        tuple(Guess(i, names[i], float(probabilities[i])) for i in map(int, classes)),
+    )
 
 
 def draw_heatmaps(

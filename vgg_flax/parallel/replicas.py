@@ -5,14 +5,14 @@ get one here. Every process feeds its own devices; the mapped axis runs over the
 of all of them.
 """
 
-import collections
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vgg_flax.parallel.ahead import ahead
 
 AXIS_NAME = "batch"
 
@@ -113,14 +113,8 @@ def prefetch(
     size: int = 2,
     devices: Devices | None = None,
 ) -> Iterator[Any]:
-    """Shards `batches` onto the devices, `size` of them ahead of their use."""
-    batches = iter(batches)
-    queue = collections.deque(
-        shard(batch, devices) for batch in itertools.islice(batches, size)
-    )
-    while queue:
-        yield queue.popleft()
-        queue.extend(shard(batch, devices) for batch in itertools.islice(batches, 1))
+    """Shards `batches` onto the devices, `size` of them at a time."""
+    return ahead((shard(batch, devices) for batch in batches), size - 1)
 
 
 def _sharding(devices: Devices | None, spec: PartitionSpec) -> NamedSharding:

@@ -13,7 +13,7 @@ from etils import epath
 
 from vgg_flax import config as config_lib
 from vgg_flax import metrics as metrics_lib
-from vgg_flax import parallel
+from vgg_flax import parallel, storage
 from vgg_flax.config import Config
 from vgg_flax.errors import Interrupted
 from vgg_flax.parallel import distributed
@@ -132,7 +132,9 @@ def _first_state(
     if saved is not None:
         resumption.check_unchanged(saved, job.config)
     if job.is_first:
-        (job.workdir / "config.json").write_text(config_lib.to_json(job.config))
+        path = job.workdir / "config.json"
+        with storage.whole_file(path, storage.RunDirectoryError) as file:
+            file.write_text(config_lib.to_json(job.config))
     if saved is None:
         return resumption.new_state(job.config)
     state = from_leaves(job.abstract_state, saved.leaves)

@@ -8,10 +8,11 @@ import jax
 
 from vgg_flax import metrics as metrics_lib
 from vgg_flax.metrics import Metrics
+from vgg_flax.parallel.ahead import ahead
 from vgg_flax.training.objectives import CLASSIFICATION
 
 # Batches sent and not yet read: enough to keep the devices busy, and no more memory.
-_IN_FLIGHT = 4
+_IN_FLIGHT = 3
 
 
 def validate(
@@ -42,19 +43,10 @@ def validate(
       RuntimeError: another number of images was counted: a defect of this program.
     """
     sums: collections.Counter[str] = collections.Counter()
-    pending: collections.deque[dict[str, jax.Array]] = collections.deque()
-
-    def read_oldest() -> None:
-        for name, value in pending.popleft().items():
-            sums[name] += value.item()
-
-    for batch in batches:
-        pending.append(eval_step(variables, batch))
-        if len(pending) >= _IN_FLIGHT:
-            read_oldest()
+    sent = (eval_step(variables, batch) for batch in batches)
+    for batch_sums in ahead(sent, _IN_FLIGHT):
+        sums.update({name: value.item() for name, value in batch_sums.items()})
         after_batch()
-    while pending:
-        read_oldest()
     count = sums["count"]
     if count > expected_count or (count < expected_count and not skipping) or not count:
         raise RuntimeError(f"evaluated {count} images of a split of {expected_count}")

@@ -1,14 +1,9 @@
 """Named tensors -> files that the peers read: safetensors, and Keras's legacy HDF5."""
 
-import contextlib
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-
-from vgg_flax.weights import WeightsError
 
 _Tensors = Mapping[str, np.ndarray]
 
@@ -48,29 +43,3 @@ def write_keras(
 
 
 WRITERS = {".safetensors": write_safetensors, ".h5": write_keras}
-
-
-@contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary file beside `path` that takes its name once it is whole.
-
-    Raises:
-      WeightsError: it cannot be written; `path` is then as it was.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from error
-    temporary = pathlib.Path(name)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's is 0600
-        temporary.replace(path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
