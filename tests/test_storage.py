@@ -47,6 +47,9 @@ class Bucket:
     def iterdir(self) -> Iterator["Bucket"]:
         yield from (Bucket(n) for n in sorted(self.objects) if n.startswith(self._name))
 
+    def is_dir(self) -> bool:
+        return self._name not in self.objects and self.exists()
+
     def mkdir(self, **_: Any) -> None:
         pass
 
@@ -93,9 +96,11 @@ def test_a_journal_goes_on(where: str, bucket: Any, tmp_path: pathlib.Path) -> N
         assert sorted(one.results) == list(range(index))
         one.open()
         one.add(index, image)
+        one.close()
     other = journal.Journal(path, process=1)
     other.open()
     other.add(3, image)
+    other.close()
     assert one.count() == 2
     one.gather()
     assert sorted(one.results) == [0, 1, 2, 3]
@@ -134,3 +139,28 @@ def test_what_cannot_be_written_is_an_error_of_its_kind(tmp_path: pathlib.Path) 
         storage.whole_file(path, errors.ConfigError, "go away"),
     ):
         pass
+
+
+def test_links_stay_and_devices_are_written_into(tmp_path: pathlib.Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("old")
+    link.symlink_to(real)
+    with storage.whole_file(link) as file:
+        file.write_text("new")
+    assert link.is_symlink() and real.read_text() == "new"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with storage.whole_file(pipe) as file:
+        file.write_text("new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_an_object_is_not_written_for_every_line(bucket: Any) -> None:
+    file = storage.RecordFile(bucket, [], object_seconds=3600)
+    file.append({"step": 1})
+    assert bucket.read_bytes() == b""
+    file.flush()
+    assert storage.read_records(bucket) == [{"step": 1}]

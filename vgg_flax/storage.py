@@ -5,12 +5,14 @@ written as a whole, and has no end to write at: opened with "a" it begins anew.
 """
 
 import contextlib
+import errno
 import importlib.util
 import json
 import logging
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,38 +42,63 @@ def whole_file(
     path: epath.PathLike,
     error: type[VGGFlaxError] = StorageError,
     remedy: str = "make room or access, or name another",
+    *,
+    option: str = "",
 ) -> Iterator[pathlib.Path]:
     """A local temporary file, whose content `path` has once it is whole.
 
-    In a file system by renaming, so that a kill leaves the old file or the new one.
+    In a file system by renaming, so that a kill leaves the old file or the new one; a
+    link stays one, and what is no plain file (/dev/null) is written into.
 
     Args:
       path: the file; its folder is made.
       error: what is raised where it cannot be written; `path` is then as it was.
       remedy: the end of the error's message.
+      option: that named the path, for the message: "--output".
     """
-    target = epath.Path(path)
+    local = is_local(path)
+    target = epath.Path(os.path.realpath(path) if local else path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = target.parent if is_local(path) else None
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.name}.")
+        renamed = local and not _is_device(target)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent if renamed else None, prefix=f".{target.name}."
+        )
         os.close(handle)
     except OSError as reason:
-        raise error(f"{path} cannot be written: {reason}; {remedy}") from reason
+        raise _unwritten(path, error, remedy, option, reason) from reason
     temporary = pathlib.Path(name)
     try:
         yield temporary
-        if is_local(path):
+        if renamed:
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)  # mkstemp's is 0600
             temporary.replace(os.fspath(target))
         else:
-            target.write_bytes(temporary.read_bytes())
+            with target.open("wb") as stream:
+                stream.write(temporary.read_bytes())
     except OSError as reason:
-        raise error(f"{path} cannot be written: {reason}; {remedy}") from reason
+        raise _unwritten(path, error, remedy, option, reason) from reason
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_device(path: epath.PathLike) -> bool:
+    """Whether a local path is there, and neither a file nor a folder, nor a link."""
+    there = os.path.exists(path)
+    return there and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def _unwritten(
+    path: epath.PathLike,
+    error: type[VGGFlaxError],
+    remedy: str,
+    option: str,
+    reason: OSError,
+) -> VGGFlaxError:
+    name = f"{option} {path}".strip()
+    return error(f"{name} cannot be written: {reason}; {remedy}")
 
 
 def read_records(path: epath.Path) -> list[Record]:
@@ -101,6 +128,8 @@ class RecordFile:
         error: type[VGGFlaxError] = RunDirectoryError,
         remedy: str = "finished checkpoints are intact: make room or access, then run "
         "again to resume",
+        *,
+        object_seconds: float = 0.0,
     ):
         """Lets the file hold `records`, of those it holds, and nothing else.
 
@@ -109,7 +138,10 @@ class RecordFile:
           records: JSON-like.
           error: what is raised, here and by `append`, where it cannot be written.
           remedy: the end of the error's message.
+          object_seconds: how long at least between two writings of an object, which
+            are of the whole of it; `flush` does not wait.
         """
+        self._object_seconds, self._written = object_seconds, time.monotonic()
         self._path, self._error_type, self._remedy = path, error, remedy
         self._is_local = is_local(path)
         self._lines = [_line(record) for record in records]
@@ -121,7 +153,7 @@ class RecordFile:
             raise self._error(reason) from reason
 
     def append(self, record: Record) -> None:
-        """Adds a line; it is in the file when this returns.
+        """Adds a line; it is in the file when this returns, in an object when it's due.
 
         Raises:
           VGGFlaxError: the disk is full, or the directory is gone or read-only; of
@@ -135,10 +167,21 @@ class RecordFile:
                 self._cut = False
             else:
                 self._lines.append(line)
-                self._path.write_text(self._text())
+                if time.monotonic() >= self._written + self._object_seconds:
+                    self.flush()
         except OSError as reason:
             self._cut = True
             raise self._error(reason) from reason
+
+    def flush(self) -> None:
+        """Writes what waits for an object's next writing; errors as of `append`."""
+        if self._is_local:
+            return
+        try:
+            self._path.write_text(self._text())
+        except OSError as reason:
+            raise self._error(reason) from reason
+        self._written = time.monotonic()
 
     def _text(self) -> str:
         return "".join(self._lines)
@@ -166,16 +209,14 @@ def check_output(flag: str, path: epath.Path) -> None:
     """Makes the folder of `path`; raises ConfigError where no file can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
-        if there and not is_local(path):  # to open the object would empty it
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if is_local(path) and _is_device(path):  # which is written into
             return
         # In several processes each tries a name of its own.
-        own = path.with_name(f".{path.name}.{jax.process_index()}")
-        tried = path if there else own
-        with tried.open("a"):
-            pass
-        if not there:
-            tried.unlink()
+        tried = path.with_name(f".{path.name}.{jax.process_index()}")
+        tried.write_text("tried")
+        tried.unlink()
     except OSError as error:
         raise ConfigError(f"{flag} {path} cannot be written: {error}") from error
 

@@ -72,6 +72,6 @@ def _run(options: argparse.Namespace) -> None:
     print(tables.compile_tables(report))
     if options.output:
         path = epath.Path(options.output)
-        with storage.whole_file(path, errors.ConfigError) as file:
+        with storage.whole_file(path, errors.ConfigError, option="--output") as file:
             file.write_text(json.dumps(report, indent=2) + "\n")
         print(f"in full: {path}")

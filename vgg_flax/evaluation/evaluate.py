@@ -3,16 +3,15 @@
 Several experiments share one pass over the images: each net sees each view once.
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,11 +29,9 @@ from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
 from vgg_flax.images import codec
 from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
-from vgg_flax.parallel.ahead import ahead
+from vgg_flax.parallel.ahead import in_threads
 from vgg_flax.parallel.signals import SignalsApart
 from vgg_flax.parallel.watchdog import Watchdog
-
-T = TypeVar("T")
 
 # Of several processes one that has not ended an image for so long ends them all.
 _STUCK_SECONDS = 900.0
@@ -175,7 +172,7 @@ def _fill(
                 raise _interrupted(journal, received, total)
 
         def examples() -> Iterator[tuple[_Tag, dict[Cell, list[np.ndarray]]]]:
-            for tag, views in _in_threads(images.read, share):
+            for tag, views in in_threads(images.read, share):
                 go_on()
                 if isinstance(views, dict):
                     yield tag, views
@@ -185,10 +182,11 @@ def _fill(
                 journal.add(tag.index, {**result, **failed})
                 bar.update()
 
-        for tag, log_posteriors in posteriors.compute(examples()):
-            journal.add(tag.index, images.result(tag, log_posteriors))
-            bar.update()
-            go_on()
+        with contextlib.closing(journal):
+            for tag, log_posteriors in posteriors.compute(examples()):
+                journal.add(tag.index, images.result(tag, log_posteriors))
+                bar.update()
+                go_on()
         while not signals.all_done():
             go_on()
             time.sleep(0.1)
@@ -248,15 +246,6 @@ class _Images:
         ]
         labels = classes[list(tag.labels)].tolist()
         return {"key": tag.key, "labels": labels, "experiments": outcomes}
-
-
-def _in_threads(function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
-    """`function` of each index, in order; threads work a bounded number ahead."""
-    threads = min(16, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        futures = (pool.submit(function, index) for index in indices)
-        for future in ahead(futures, 2 * threads - 1):
-            yield future.result()
 
 
 def _views(

@@ -102,9 +102,9 @@ def chosen(
     variants = " + ".join(net.variant for net in nets)
     used = sorted({scale for _, one in entries for scale in one.scales})
     title = f"{variants}, Q {' '.join(map(str, used))}, {name}"
-    found = [Experiment(title + (" + flip" if flip else ""), entries)]
-    check_nets(nets, found)
-    return found
+    experiments = [Experiment(title + (" + flip" if flip else ""), entries)]
+    check_nets(nets, experiments)
+    return experiments
 
 
 def of_the_paper(nets: Sequence[Net]) -> list[Experiment]:
@@ -116,7 +116,7 @@ def of_the_paper(nets: Sequence[Net]) -> list[Experiment]:
     known = [(net.variant, net.train_scale) for net in nets]
     if len(set(known)) < len(known):
         raise ConfigError(f"{known}: expected one net of each variant and train scale")
-    found = [
+    experiments = [
         Experiment(
             row.name,
             tuple(
@@ -127,17 +127,17 @@ def of_the_paper(nets: Sequence[Net]) -> list[Experiment]:
         )
         for row, indices in paper.rows_for(known)
     ]
-    used = {index for experiment in found for index, _ in experiment.entries}
+    used = {index for experiment in experiments for index, _ in experiment.entries}
     unused = [known[i] for i in range(len(nets)) if i not in used]
-    if found and unused:
+    if experiments and unused:
         raise ConfigError(f"no row of Tables 3 to 6 has {unused}; leave them out")
-    if not found:
+    if not experiments:
         raise ConfigError(
             f"no row of Tables 3 to 6 has {known}; they are of vgg11, vgg11_lrn, "
             "vgg13, vgg16_1x1, vgg16 and vgg19 trained at 256, 384 or 256-512: name "
             "the train scale with --train-scale where the weights do not"
         )
-    return found
+    return experiments
 
 
 def check_nets(nets: Sequence[Net], experiments: Sequence[Experiment]) -> None:

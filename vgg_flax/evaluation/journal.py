@@ -10,6 +10,9 @@ from etils import epath
 from vgg_flax import storage
 from vgg_flax.errors import VGGFlaxError
 
+# An object is written as a whole: with each image it would be sent again.
+_OBJECT_SECONDS = 10.0
+
 
 class JournalError(VGGFlaxError):
     """A journal that something else has written into, or that has no room."""
@@ -62,6 +65,7 @@ class Journal:
             JournalError,
             "what it holds is kept: make room or access, then run the same command "
             "again",
+            object_seconds=_OBJECT_SECONDS,
         )
 
     def add(self, index: int, result: dict[str, Any]) -> None:
@@ -74,12 +78,17 @@ class Journal:
         if self._file is not None:
             self._file.append(self.results[index])
 
+    def close(self) -> None:
+        """All that was added is in the file when this returns; it stays."""
+        if self._file is not None:
+            self._file.flush()
+
     def count(self) -> int:
         """How many processes' files there are."""
         return len(self._files())
 
     def gather(self) -> None:
-        """Adds what the other processes wrote, once they have added all.
+        """Adds what the other processes wrote, once they have closed theirs.
 
         Raises:
           JournalError: a line is damaged.

@@ -84,8 +84,8 @@ def open_images(
     # Of -A and -R the folders' own names say which classes take part.
     asked = 0 if label_set in ("v2", "a", "r") else num_classes
     if is_folder and not split:
-        items, found = folder.list_images(data, "", asked)
-        opened = splits.Split(data, folder.ImageFiles(items), found)
+        items, class_names_there = folder.list_images(data, "", asked)
+        opened = splits.Split(data, folder.ImageFiles(items), class_names_there)
     elif is_folder:
         opened = splits.open_any_split("folder", data, split, asked)
     else:

@@ -150,9 +150,9 @@ def rows_for(nets: list[tuple[str, Scale | None]]) -> list[tuple[Row, tuple[int,
     index = {
         (letters.get(variant), scale): i for i, (variant, scale) in enumerate(nets)
     }
-    found = []
+    allowed = []
     for row in ROWS:
         wanted = [(entry.letter, entry.train_scale) for entry in row.entries]
         if all(want in index for want in wanted):
-            found.append((row, tuple(index[want] for want in wanted)))
-    return found
+            allowed.append((row, tuple(index[want] for want in wanted)))
+    return allowed

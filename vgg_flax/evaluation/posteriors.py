@@ -55,7 +55,7 @@ class _Job:
 
     tag: Any
     missing: dict[Cell, int]
-    found: dict[Cell, list[np.ndarray]]
+    of_views: dict[Cell, list[np.ndarray]]
     log_posteriors: dict[Cell, np.ndarray]
 
 
@@ -159,10 +159,10 @@ class Posteriors:
                     f"{source} gives scores that are not finite for {job.tag}; its "
                     "weights are damaged, or overflow in this dtype"
                 )
-            views = job.found.setdefault(cell, [])
+            views = job.of_views.setdefault(cell, [])
             views.append(log_posterior)
             if len(views) == job.missing[cell]:
-                job.log_posteriors[cell] = protocols.log_mean(job.found.pop(cell))
+                job.log_posteriors[cell] = protocols.log_mean(job.of_views.pop(cell))
                 del job.missing[cell]
                 if not job.missing:
                     yield job.tag, job.log_posteriors

@@ -105,11 +105,11 @@ def counts(image: dict[str, Any]) -> bool:
 
 
 def nothing_counts(done: Sequence[dict[str, Any]], split: str) -> str:
-    """What is to be said where no image of a split `counts`."""
+    """What is to be sentence where no image of a split `counts`."""
     failed = [f"{image['key']}: {image['error']}" for image in done if "error" in image]
-    said = f"no image of {split} can be counted: {len(failed)} of {len(done)} are "
-    said += f"unreadable, {len(done) - len(failed)} have no label"
-    return "; ".join([said, *failed[:3]])
+    sentence = f"no image of {split} can be counted: {len(failed)} of {len(done)} are "
+    sentence += f"unreadable, {len(done) - len(failed)} have no label"
+    return "; ".join([sentence, *failed[:3]])
 
 
 def summary(
@@ -177,5 +177,5 @@ def write(result: dict[str, Any], output: epath.Path, journal: Journal) -> None:
         f"all results are kept in {journal.path}: make room, then run the same command "
         "again"
     )
-    with storage.whole_file(output, ConfigError, remedy) as file:
+    with storage.whole_file(output, ConfigError, remedy, option="--output") as file:
         file.write_text(json.dumps(result, indent=2) + "\n")

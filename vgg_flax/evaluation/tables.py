@@ -77,10 +77,13 @@ def write_predictions(
         import pyarrow
         import pyarrow.parquet
 
-        with path.open("wb") as stream:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+        with storage.whole_file(path, ConfigError, option="--predictions") as file:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
         return
-    with path.open("w") as stream:
+    with (
+        storage.whole_file(path, ConfigError, option="--predictions") as file,
+        file.open("w") as stream,
+    ):
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

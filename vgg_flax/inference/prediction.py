@@ -1,6 +1,5 @@
 """What a net sees in image files: the best classes, as a table, JSON and pictures."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -21,7 +20,7 @@ from vgg_flax.images import codec
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.inference import heatmap
 from vgg_flax.net import Net
-from vgg_flax.parallel.ahead import ahead
+from vgg_flax.parallel.ahead import in_threads
 
 
 class PredictionError(errors.VGGFlaxError):
@@ -54,7 +53,7 @@ def find_images(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
     Raises:
       PredictionError: no such path, or a folder without images.
     """
-    found: list[epath.Path] = []
+    files_there: list[epath.Path] = []
     for path in map(epath.Path, paths):
         files = sorted(_walk(path)) if path.is_dir() else [path]
         if not path.exists():
@@ -64,8 +63,8 @@ def find_images(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
                 f"{path} holds no image; expected {', '.join(data.SUFFIXES)} in "
                 "it or in the folders within"
             )
-        found += files
-    return list(dict.fromkeys(found))
+        files_there += files
+    return list(dict.fromkeys(files_there))
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:
@@ -118,15 +117,12 @@ def predict(
 
     def examples() -> Iterator[tuple[int, dict[Cell, list[np.ndarray]]]]:
         read = functools.partial(_read_view, net.preprocessing)
-        with concurrent.futures.ThreadPoolExecutor() as threads:
-            views = (threads.submit(read, path) for path in paths)
-            for i, future in enumerate(ahead(views, 2 * batch_size)):
-                view = future.result()
-                if isinstance(view, codec.ImageError):
-                    unreadable[str(paths[i])] = str(view)
-                    after_image(1)
-                else:
-                    yield i, {cell: [view]}
+        for i, view in enumerate(in_threads(read, paths)):
+            if isinstance(view, codec.ImageError):
+                unreadable[str(paths[i])] = str(view)
+                after_image(1)
+            else:
+                yield i, {cell: [view]}
 
     best: dict[int, Prediction] = {}
     names = imagenet.display_names(net.class_names, net.model.num_classes)

@@ -1,9 +1,12 @@
 """Working a bounded number of things ahead."""
 
 import collections
-from collections.abc import Iterable, Iterator
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -21,3 +24,15 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
             yield queue.popleft()
     while queue:
         yield queue.popleft()
+
+
+def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """`function` of each item, in order; threads work a bounded number ahead."""
+    threads = min(16, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    futures = (pool.submit(function, item) for item in items)
+    try:
+        for future in ahead(futures, 2 * threads - 1):
+            yield future.result()
+    finally:  # a stop does not wait for what is no longer wanted
+        pool.shutdown(cancel_futures=True)
