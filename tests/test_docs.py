@@ -174,7 +174,10 @@ def test_a_command_is_understood_by_its_program(block: Block, command: Command) 
             parse(inner)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document",
+    [d for d in DOCUMENTS if d != "docs/functional.md"],  # tests/test_functional.py's
+)
 def test_code_and_commands_run(document: str, run: Run) -> None:
     run(document, False)
 

@@ -90,6 +90,16 @@ class Net:
         return self.card.train_scale
 
     @property
+    def objective(self) -> str:
+        """What it was trained on, by name."""
+        return self.card.objective
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the outputs are scores of classes."""
+        return self.card.has_classes
+
+    @property
     def source(self) -> str:
         """The file or run directory, as it was given."""
         return self.card.source
