@@ -246,3 +246,16 @@ def test_rooms_hold_functions_that_fit_a_screen_and_files_read_in_one_sitting() 
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 110, (path, node.name)
+
+
+def test_what_tests_share_is_in_files_of_their_own() -> None:
+    for path in (PACKAGE.parent / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                assert not any(p.startswith("test_") for p in name.split(".")), path

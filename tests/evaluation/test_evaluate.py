@@ -21,10 +21,10 @@ import scipy.special
 import sklearn.datasets
 from conftest import random_net, save_run
 from etils import epath
+from nets import logits, tiny_net
 
 import vgg_flax
 from tests import processes
-from tests.evaluation.test_protocols import logits, tiny_net
 from vgg_flax import cli
 from vgg_flax.data import DataError, imagenet
 from vgg_flax.errors import ConfigError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import random_net
 
-from tests.model import test_model
+from tests import numpy_net as oracle_net
 from vgg_flax import model, net
 from vgg_flax.images import preprocessing
 from vgg_flax.inference import heatmap
@@ -37,17 +37,17 @@ def test_grad_cam_is_that_of_numpy_and_finite_differences(variant: str) -> None:
         probability, grad_cam = maps(tested, picture, 3)
         pixels = np.asarray(tested.preprocessing.normalize(picture[None], dtype=float))
     numpy_net = jax.tree.map(np.asarray, tested.variables)
-    scores, taps, _ = test_model.oracle(tested.model, numpy_net, pixels)
+    scores, taps, _ = oracle_net.oracle(tested.model, numpy_net, pixels)
     activation = taps[max(tap for tap in taps if tap.startswith("relu5"))]
 
     def class_scores(activation: np.ndarray) -> np.ndarray:
         """What comes after the activation, of Table 1: `[h, w, classes]`."""
         params = numpy_net["params"]
-        x = test_model.pool(activation, "max")
+        x = oracle_net.pool(activation, "max")
         for name in ("fc6", "fc7"):
             side = params[name]["kernel"].shape[0]
-            x = np.maximum(test_model.sliding_fc(x, params[name], side), 0)
-        return test_model.sliding_fc(x, params["fc8"], 1)[0]
+            x = np.maximum(oracle_net.sliding_fc(x, params[name], side), 0)
+        return oracle_net.sliding_fc(x, params["fc8"], 1)[0]
 
     score_map = class_scores(activation)
     np.testing.assert_allclose(score_map.mean((0, 1)), scores[0], rtol=1e-9)

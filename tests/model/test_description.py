@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import random_net, save_run
+from torchvision_net import torchvision_tensors
 
-from tests.weights import test_mapping
 from vgg_flax import cli, model
 from vgg_flax.model import description
 
@@ -174,7 +174,7 @@ def test_the_command_refuses_what_is_neither_variant_nor_net(
 def test_a_file_of_features_is_described_when_asked_for(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors = test_mapping.torchvision_tensors("vgg11")
+    tensors = torchvision_tensors("vgg11")
     features = {k: v for k, v in tensors.items() if k.startswith("features.")}
     path = tmp_path / "features.safetensors"
     safetensors.numpy.save_file(features, path)

@@ -9,117 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_net import Arrays
 
+from tests import numpy_net
 from vgg_flax import model
 from vgg_flax.model import layers
 
-# Written from the paper's Table 1, not from `model.VARIANTS`: a digit is a kernel
-# size, L is LRN, P a pool.
-LAYERS = {
-    "vgg11": "3P 3P 33P 33P 33P",
-    "vgg11_lrn": "3LP 3P 33P 33P 33P",
-    "vgg13": "33P 33P 33P 33P 33P",
-    "vgg16_1x1": "33P 33P 331P 331P 331P",
-    "vgg16": "33P 33P 333P 333P 333P",
-    "vgg19": "33P 33P 3333P 3333P 3333P",
-}
-LAYERS |= {f"{name}_bn": LAYERS[name] for name in LAYERS if name != "vgg11_lrn"}
 SMALL: dict[str, Any] = {
     "num_classes": 10,
     "width_multiplier": 1 / 16,
     "fc_widths": (16, 16),
     "initializer": "he",
 }
-Arrays = dict[str, np.ndarray]
 
 
 def small_net(variant: str, **fields: Any) -> model.VGG:
     """A net 16 times as narrow, for 32 pixels unless `fc6_window` says more."""
     return model.VGG(variant, **{**SMALL, "fc6_window": 1, **fields})
-
-
-def oracle(
-    net: model.VGG, variables: Any, images: np.ndarray, train: bool = False
-) -> tuple[np.ndarray, Arrays, Any]:
-    """Logits, taps and (after a training step) BatchNorm's running statistics."""
-    params, taps, running = variables["params"], {}, {}
-    x, stage, layer = images, 1, 1
-    for symbol in LAYERS[net.variant].replace(" ", ""):
-        name = f"{stage}_{layer}"
-        if symbol == "P":
-            x = taps[f"pool{stage}"] = pool(x, net.pooling)
-            stage, layer = stage + 1, 1
-        elif symbol == "L":
-            x = lrn(x)
-        else:
-            x = convolution(x, params[f"conv{name}"], int(symbol))
-            if net.variant.endswith("_bn"):
-                statistics = variables["batch_stats"][f"bn{name}"]
-                mean, var = statistics["mean"], statistics["var"]
-                if train:
-                    batch = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
-                    running[f"bn{name}"] = {
-                        key: 0.9 * statistics[key] + 0.1 * batch[key] for key in batch
-                    }
-                    mean, var = batch["mean"], batch["var"]
-                scale, bias = (params[f"bn{name}"][key] for key in ("scale", "bias"))
-                x = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
-            x = taps[f"relu{name}"] = np.maximum(x, 0)
-            layer += 1
-    if net.head == "gap":
-        x = x.mean((1, 2))
-        return x @ params["fc8"]["kernel"][0, 0] + params["fc8"]["bias"], taps, running
-    x = taps["relu6"] = np.maximum(sliding_fc(x, params["fc6"], net.fc6_window), 0)
-    x = taps["relu7"] = np.maximum(sliding_fc(x, params["fc7"], 1), 0)
-    return sliding_fc(x, params["fc8"], 1).mean((1, 2)), taps, running
-
-
-def convolution(x: np.ndarray, params: Arrays, side: int) -> np.ndarray:
-    """Cross-correlation with a `side` x `side` kernel, zeros around the map."""
-    _, height, width, _ = x.shape
-    kernel, edge = params["kernel"], side // 2
-    assert kernel.shape[:2] == (side, side)
-    x = np.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-    y = sum(
-        x[:, i : i + height, j : j + width] @ kernel[i, j]
-        for i in range(side)
-        for j in range(side)
-    )
-    return y + params.get("bias", 0)
-
-
-def pool(x: np.ndarray, kind: str) -> np.ndarray:
-    """2x2, stride 2, the floor of half the size."""
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    corners = np.stack(
-        [x[:, i:height:2, j:width:2] for i in range(2) for j in range(2)]
-    )
-    return corners.max(0) if kind == "max" else corners.sum(0) / 4
-
-
-def lrn(x: np.ndarray) -> np.ndarray:
-    """Krizhevsky et al. 2012, section 3.3, channel by channel."""
-    y, channels = np.empty_like(x), x.shape[-1]
-    for i in range(channels):
-        total = np.zeros(x.shape[:-1], x.dtype)
-        for j in range(max(0, i - 5 // 2), min(channels - 1, i + 5 // 2) + 1):
-            total += x[..., j] ** 2
-        y[..., i] = x[..., i] / (2 + 1e-4 * total) ** 0.75
-    return y
-
-
-def sliding_fc(x: np.ndarray, params: Arrays, side: int) -> np.ndarray:
-    """A fully connected layer on each `side` x `side` window, flattened as H, W, C."""
-    batch, height, width, _ = x.shape
-    matrix = params["kernel"].reshape(-1, params["kernel"].shape[-1])
-    rows = [
-        [
-            x[:, i : i + side, j : j + side].reshape(batch, -1) @ matrix
-            for j in range(width - side + 1)
-        ]
-        for i in range(height - side + 1)
-    ]
-    return np.array(rows).transpose(2, 0, 1, 3) + params["bias"]  # [B, h, w, out]
 
 
 def initial_shapes(net: model.VGG) -> Any:
@@ -176,7 +82,7 @@ def assert_equals_oracle(net: model.VGG, images: np.ndarray) -> Arrays:
     """Logits and every tap; returns the oracle's taps."""
     variables = random_variables(net)
     logits, collections = forward(net, variables, images)
-    expected, taps, _ = oracle(net, variables, images)
+    expected, taps, _ = numpy_net.oracle(net, variables, images)
     assert_close(logits, expected)
     assert set(collections["intermediates"]) == set(taps)
     for name, tap in taps.items():
@@ -185,16 +91,16 @@ def assert_equals_oracle(net: model.VGG, images: np.ndarray) -> Arrays:
 
 
 def test_the_table_covers_every_variant():
-    assert set(LAYERS) == set(model.VARIANTS)
+    assert set(numpy_net.LAYERS) == set(model.VARIANTS)
 
 
-@pytest.mark.parametrize("variant", sorted(LAYERS))
+@pytest.mark.parametrize("variant", sorted(numpy_net.LAYERS))
 def test_an_image_of_fc6s_window_gives_the_numpy_nets_logits_and_taps(variant):
     net = small_net(variant, fc6_window=2, dtype="float64")
     assert_equals_oracle(net, random_images(2, 64, 64, 3))
 
 
-@pytest.mark.parametrize("variant", sorted(LAYERS))
+@pytest.mark.parametrize("variant", sorted(numpy_net.LAYERS))
 def test_a_larger_odd_image_gives_the_mean_of_the_numpy_nets_score_map(variant):
     net = small_net(variant, fc6_window=2, dtype="float64")
     taps = assert_equals_oracle(net, random_images(2, 75, 131, 3))
@@ -231,9 +137,11 @@ def test_the_score_maps_mean_is_the_logits():
     net = small_net("vgg11", fc6_window=2, dtype="float64")
     variables, images = random_variables(net), random_images(2, 128, 128, 3)
     scores, _ = forward(net, variables, images, method="score_map")
-    taps = oracle(net, variables, images)[1]
+    taps = numpy_net.oracle(net, variables, images)[1]
     assert scores.shape == (2, 3, 3, 10)
-    assert_close(scores, sliding_fc(taps["relu7"], variables["params"]["fc8"], 1))
+    assert_close(
+        scores, numpy_net.sliding_fc(taps["relu7"], variables["params"]["fc8"], 1)
+    )
 
 
 def test_the_matrix_product_equals_the_convolution_over_the_same_pixels():
@@ -266,11 +174,11 @@ def test_fully_connected_layers_are_convolutions_only_on_larger_images():
     assert convolutions(96) == 8 + 3  # fc6, fc7 and fc8 besides
 
 
-@pytest.mark.parametrize("variant", sorted(LAYERS))
+@pytest.mark.parametrize("variant", sorted(numpy_net.LAYERS))
 def test_params_are_named_by_stage_and_place(variant):
     convolutions = [
         f"{stage}_{layer}"
-        for stage, row in enumerate(LAYERS[variant].split(), start=1)
+        for stage, row in enumerate(numpy_net.LAYERS[variant].split(), start=1)
         for layer, _ in enumerate(row.strip("LP"), start=1)
     ]
     expected = {f"conv{name}" for name in convolutions} | {"fc6", "fc7", "fc8"}
@@ -311,7 +219,7 @@ def test_batch_norm_in_training_normalises_with_the_batch_and_moves_the_averages
     net = small_net("vgg13_bn", dtype="float64", fc6_window=2, dropout_rate=0.0)
     variables, images = random_variables(net), random_images(2, 75, 131, 3)
     logits, collections = forward(net, variables, images, train=True)
-    expected, taps, running = oracle(net, variables, images, train=True)
+    expected, taps, running = numpy_net.oracle(net, variables, images, train=True)
     assert_close(logits, expected, rtol=1e-7)
     assert_close(collections["intermediates"]["pool5"], taps["pool5"], rtol=1e-7)
     assert set(collections["batch_stats"]) == set(running)
@@ -346,7 +254,7 @@ def test_lrn_divides_by_the_squares_of_five_channels():
 def test_lrn_equals_the_loop_over_channels():
     x = 100 * random_images(2, 3, 3, 11, dtype=np.float32)
     y = np.asarray(layers.local_response_normalization(jnp.asarray(x)))
-    assert_close(y, lrn(x.astype(np.float64)), rtol=1e-6)
+    assert_close(y, numpy_net.lrn(x.astype(np.float64)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
@@ -495,7 +403,7 @@ def test_bfloat16_computes_activations_only_and_stays_close_to_float64():
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(taps)}
     assert dtypes == {jnp.dtype("bfloat16")}
     assert logits.dtype == jnp.float32
-    expected, _, _ = oracle(net, variables, images)
+    expected, _, _ = numpy_net.oracle(net, variables, images)
     error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.05  # bfloat16 keeps 8 bits: 2^-9 a rounding
 
@@ -571,7 +479,7 @@ def test_too_small_an_image_is_refused_with_the_size_it_needs(fields, shape, nee
 def test_an_unknown_variant_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="vgg12") as e:
         initial_shapes(small_net("vgg12"))
-    assert all(name in str(e.value) for name in [*LAYERS, "A-LRN", "E"])
+    assert all(name in str(e.value) for name in [*numpy_net.LAYERS, "A-LRN", "E"])
 
 
 @pytest.mark.parametrize("letter", ["A", "A-LRN", "B", "C", "D", "E"])
@@ -602,7 +510,8 @@ def test_gradient_and_jvp_by_the_image_equal_the_numpy_nets_difference():
     weights = np.random.default_rng(3).normal(size=(2, 10))
     step = 1e-6
     plus, minus = (
-        oracle(net, variables, images + sign * step * direction)[0] for sign in (1, -1)
+        numpy_net.oracle(net, variables, images + sign * step * direction)[0]
+        for sign in (1, -1)
     )
     expected = (plus - minus) / (2 * step)
     with jax.enable_x64(True):
@@ -622,7 +531,7 @@ def test_vmap_over_images_equals_the_batch():
     variables = random_variables(net, np.float32)
     images = random_images(3, 64, 96, 3, dtype=np.float32)
     one = jax.jit(jax.vmap(lambda image: net.apply(variables, image[None])[0]))
-    assert_close(one(images), oracle(net, variables, images)[0], rtol=1e-5)
+    assert_close(one(images), numpy_net.oracle(net, variables, images)[0], rtol=1e-5)
 
 
 def test_vmap_over_variables_equals_each_net_for_itself():
@@ -632,4 +541,4 @@ def test_vmap_over_variables_equals_each_net_for_itself():
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *both)
     logits = jax.jit(jax.vmap(net.apply, (0, None)))(stacked, images)
     for mine, variables in zip(logits, both, strict=True):
-        assert_close(mine, oracle(net, variables, images)[0], rtol=1e-5)
+        assert_close(mine, numpy_net.oracle(net, variables, images)[0], rtol=1e-5)

@@ -74,7 +74,7 @@ def test_the_first_float32_step_is_the_same_on_1_2_4_and_8_devices(
 
 _FLOAT64_PROGRAM = """
 import json, sys
-import test_train_step as t
+import test_step as t
 from vgg_flax import config
 recipe = config.from_dict(json.loads(sys.argv[1]))
 batches = t.some_batches(recipe, 12)

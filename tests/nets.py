@@ -1,0 +1,52 @@
+"""Small nets for the tests of protocols, and their logits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_flax import model
+from vgg_flax.images import preprocessing
+from vgg_flax.net import Net
+from vgg_flax.weights.card import ModelCard
+
+PIXELS = preprocessing.Preprocessing(
+    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), test_scale=40, crop_size=32
+)
+
+
+def tiny_net(variant: str = "vgg11", seed: int = 0, **fields: Any) -> Net:
+    """A net of 32 pixels, with BatchNorm statistics and biases that are not trivial."""
+    settings: dict[str, Any] = {
+        "num_classes": 10,
+        "width_multiplier": 1 / 16,
+        "fc_widths": (16, 16),
+        "fc6_window": 1,
+    }
+    net = model.VGG(variant, **{**settings, **fields})
+    side = net.smallest_image
+    # Shapes from flax, numbers from NumPy: to compile the initializers takes seconds.
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    rng = np.random.default_rng(seed)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(
+            rng.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape)
+            if x.ndim > 1
+            else rng.uniform(0.5, 1.5, x.shape),
+            net.param_dtype,
+        ),
+        shapes,
+    )
+    card = ModelCard(
+        model=net,
+        preprocessing=PIXELS,
+        class_names=tuple("abcdefghij"),
+        source=f"{variant}-{seed}",
+        sha256=f"{seed:064}",
+    )
+    return Net(variables, card)
+
+
+def logits(net: Net, images: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.jit(Net.__call__)(net, images))
