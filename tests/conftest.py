@@ -86,6 +86,12 @@ def tiny_config(digits_dir: str) -> config_lib.Config:
     return tiny(digits_dir)
 
 
+@pytest.fixture
+def bare_config(tiny_config: config_lib.Config) -> config_lib.Config:
+    """Without BatchNorm, dropout and hidden FC layers: compiles in half the time."""
+    return changed(tiny_config, model__variant="vgg11", model__head="gap")
+
+
 def tiny(digits_dir: str) -> config_lib.Config:
     """`tiny_config`, for fixtures that live longer."""
     return config_lib.Config(

@@ -176,7 +176,11 @@ def test_a_command_is_understood_by_its_program(block: Block, command: Command) 
 
 @pytest.mark.parametrize(
     "document",
-    [d for d in DOCUMENTS if d != "docs/functional.md"],  # tests/test_functional.py's
+    [
+        pytest.param(d, marks=[pytest.mark.slow] if d == "README.md" else [])
+        for d in DOCUMENTS
+        if d != "docs/functional.md"  # which is tests/test_functional.py's
+    ],
 )
 def test_code_and_commands_run(document: str, run: Run) -> None:
     run(document, False)

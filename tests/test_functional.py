@@ -13,6 +13,7 @@ import pytest
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "functional.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_does_what_it_says(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,

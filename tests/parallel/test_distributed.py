@@ -38,10 +38,10 @@ def start_processes(
 
 
 @pytest.fixture
-def long_config(tiny_config: config_lib.Config) -> config_lib.Config:
+def long_config(bare_config: config_lib.Config) -> config_lib.Config:
     """More steps than any test waits for, evaluated often."""
     return changed(
-        tiny_config,
+        bare_config,
         data__eval_batch_size=16,
         data__validation_split="train[90%:93%]",
         log_every_steps=1,

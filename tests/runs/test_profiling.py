@@ -30,10 +30,10 @@ def traced_steps(workdir: pathlib.Path) -> list[list[int]]:
 
 
 def test_a_run_traces_the_steps_asked_for_and_a_resumed_one_its_own(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     config = changed(
-        tiny_config,
+        bare_config,
         data__validation_split="",
         data__test_split="test[:64]",
         checkpoint_every_steps=3,  # saves in the middle
@@ -58,10 +58,10 @@ def test_a_run_traces_the_steps_asked_for_and_a_resumed_one_its_own(
 
 
 def test_without_being_asked_a_run_leaves_no_trace(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     config = changed(
-        tiny_config, num_steps=3, profile__start_step=2, data__test_split="test[:64]"
+        bare_config, num_steps=3, profile__start_step=2, data__test_split="test[:64]"
     )
     assert config.profile.num_steps == 0
     trainer.train_and_evaluate(config, tmp_path)
@@ -69,10 +69,10 @@ def test_without_being_asked_a_run_leaves_no_trace(
 
 
 def test_a_run_that_ends_early_leaves_no_trace_running(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     config = changed(
-        tiny_config,
+        bare_config,
         optimizer__learning_rate=1e38,
         optimizer__warmup_epochs=0.1,  # the first step at a rate of 0
         profile__start_step=2,

@@ -305,18 +305,18 @@ def test_changed_settings_stop_a_resume_and_are_listed(
 
 
 def test_resume_with_changes_goes_on(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
-    trainer.train_and_evaluate(changed(tiny_config, num_steps=2), tmp_path)
-    longer = changed(tiny_config, num_steps=3, resume_with_changes=True)
+    trainer.train_and_evaluate(changed(bare_config, num_steps=2), tmp_path)
+    longer = changed(bare_config, num_steps=3, resume_with_changes=True)
     assert trainer.train_and_evaluate(longer, tmp_path)["step"] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     config = changed(
-        tiny_config,
+        bare_config,
         num_steps=10,
         eval_every_epochs=0.1,
         optimizer__schedule="step",
@@ -340,7 +340,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
 
 
 def test_the_compiled_step_never_recompiles(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     import jax
 
@@ -350,7 +350,7 @@ def test_the_compiled_step_never_recompiles(
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    config = changed(tiny_config, num_steps=2)
+    config = changed(bare_config, num_steps=2)
     trainer.train_and_evaluate(config, tmp_path / "short")  # compiles helpers too
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
@@ -365,7 +365,7 @@ def test_the_compiled_step_never_recompiles(
 
 
 def test_undecodable_images_are_skipped_and_counted_when_asked(
-    tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     root = tmp_path / "images"
     for split in ("train", "test"):
@@ -377,7 +377,7 @@ def test_undecodable_images_are_skipped_and_counted_when_asked(
                 image.save(folder / f"{i}.png")
         (root / split / "a" / "3.png").write_bytes(b"not an image")
     config = changed(
-        tiny_config,
+        bare_config,
         model__num_classes=2,
         data__name="folder",
         data__data_dir=str(root),
@@ -480,10 +480,10 @@ def test_the_plan_counts_examples_not_batches() -> None:
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_newest_checkpoints_are_kept_and_no_others(
-    keep: int, tiny_config: config_lib.Config, tmp_path: pathlib.Path
+    keep: int, bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     config = changed(
-        tiny_config,
+        bare_config,
         data__validation_split="",
         num_steps=5,
         checkpoint_every_steps=1,
