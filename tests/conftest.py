@@ -15,6 +15,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Random numbers that XLA need not partition compile five times as fast, and drawing a
 # net's first params was most of what the tests compile.
 os.environ["JAX_THREEFRY_PARTITIONABLE"] = "0"
+# Compiling is most of what the tests do, and what is compiled is run a few times: LLVM
+# need not think long of it. With XLA_FLAGS= in the environment, as once in CI, it does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import dataclasses
 import gc
@@ -65,13 +68,6 @@ ORBAX_LEAVES_COROUTINES = [
 def collect_garbage() -> Iterator[None]:
     yield
     gc.collect()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forget_programs() -> Iterator[None]:
-    """Compiled programs of a file's tests would take gigabytes in the end."""
-    yield
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

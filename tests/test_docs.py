@@ -297,6 +297,7 @@ def test_the_readme_repeats_measurements_word_for_word() -> None:
     assert not [row for row in rows if row not in whole]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_and_tells_what_the_manual_says(run: Run) -> None:
     ran = run("README.md", False)
     workdir = ran.folder / "runs" / "default"

@@ -1,6 +1,7 @@
 """Settings are checked at the border, and each of them changes what a run does."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -114,6 +115,12 @@ READ_OPTIONS = {"data.num_threads", "data.prefetch"}
 
 def run_fingerprint(config: config_lib.Config) -> dict[str, Any]:
     """The step, the first params and the plan of a run with `config`."""
+    return traced(config_lib.to_json(config))
+
+
+@functools.cache  # most fields are changed from one and the same config
+def traced(text: str) -> dict[str, Any]:
+    config = config_lib.from_dict(json.loads(text))
     config_lib.check(config)
     plan = Plan.of(config, 1000)
     schedule = schedules.make_schedule(config.optimizer, 20.5, plan.total_steps)
