@@ -15,9 +15,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Random numbers that XLA need not partition compile five times as fast, and drawing a
 # net's first params was most of what the tests compile.
 os.environ["JAX_THREEFRY_PARTITIONABLE"] = "0"
-# Compiling is most of what the tests do, and what is compiled is run a few times: LLVM
-# need not think long of it. With XLA_FLAGS= in the environment, as once in CI, it does.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import dataclasses
 import gc
@@ -45,6 +42,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")  # the others may still be at work
     if cache.name.startswith("vgg-flax-tests-") and not is_worker:  # else the caller's
         shutil.rmtree(cache, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Rooms with long tests first: no process is left with one at the end."""
+    first = ("training", "parallel", "evaluation", "config")
+    items.sort(key=lambda item: not {*first} & {*item.path.parts})
 
 
 def pytest_terminal_summary(

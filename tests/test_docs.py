@@ -317,6 +317,7 @@ def test_a_run_leaves_and_tells_what_the_manual_says(run: Run) -> None:
     assert set(stopped) == {"signal", *events["complete"]}
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_the_fields_that_the_manual_lists(run: Run) -> None:
     folder = run("README.md", False).folder
     result = json.loads((folder / "result.json").read_text())

@@ -111,15 +111,15 @@ def test_grad_vmap_and_jvp_apply_without_ceremony(workdir: pathlib.Path) -> None
     def score(image: jax.Array) -> jax.Array:
         return net(image[None])[0, 3]
 
-    gradient = jax.grad(score)(image)
+    gradient = jax.jit(jax.grad(score))(image)  # eagerly each operation is compiled
     assert gradient.shape == image.shape
     direction = jax.random.normal(jax.random.key(0), image.shape)
-    value, slope = jax.jvp(score, (image,), (direction,))
+    value, slope = jax.jit(lambda x, d: jax.jvp(score, (x,), (d,)))(image, direction)
     np.testing.assert_allclose(slope, (gradient * direction).sum(), rtol=1e-4)
     many = jnp.stack([image, image * 0.5])
-    np.testing.assert_allclose(jax.vmap(score)(many)[0], value, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(score))(many)[0], value, rtol=1e-5)
     # The net itself is a pytree: differentiate with respect to its variables.
-    grads = jax.grad(lambda net: net(image[None])[0, 3])(net)
+    grads = jax.jit(jax.grad(lambda net: net(image[None])[0, 3]))(net)
     assert grads.variables["params"]["fc8"]["bias"][3] == 1
     np.testing.assert_allclose(
         jax.jit(lambda net, x: net(x))(net, many), net(many), rtol=1e-4, atol=1e-5

@@ -152,6 +152,7 @@ def test_the_newest_three_checkpoints_and_the_best_are_kept(
     assert set(steps) == {17, 18, 20, best_step}
 
 
+@pytest.mark.slow  # tests/faults has it too
 def test_after_kill_9_a_run_resumes_to_the_same_bits(
     undisturbed: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
 ) -> None:
@@ -189,7 +190,9 @@ def test_after_kill_9_a_run_resumes_to_the_same_bits(
         ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_the_step_and_says_how_to_resume(
     number: signal.Signals,
     undisturbed: pathlib.Path,
@@ -263,6 +266,7 @@ def test_a_signal_during_evaluation_loses_nothing(tmp_path: pathlib.Path) -> Non
         assert steps == [3, 6], workdir
 
 
+@pytest.mark.slow  # tests/faults has it too
 def test_a_damaged_checkpoint_falls_back_loudly_and_ends_at_the_same_bits(
     undisturbed: pathlib.Path, digits_dir: str, tmp_path: pathlib.Path
 ) -> None:

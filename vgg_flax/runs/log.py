@@ -1,6 +1,7 @@
 """What a run tells while it goes on: records, lines, a progress bar."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from vgg_flax.runs.events import Position
 from vgg_flax.runs.tensorboard import Board
 
 _RECORDS = "metrics.jsonl"
+_DRAW_SECONDS = 10.0  # between two pictures
 
 
 class LogError(VGGFlaxError):
@@ -45,7 +47,7 @@ class Log:
         if it was not made when the step was saved.
         """
         self._workdir, self._metrics, self._active = workdir, metrics, active
-        self._total_steps = total_steps
+        self._total_steps, self._drawn = total_steps, -math.inf
         self._bar = None
         self.records: list[dict[str, Any]] = []
         if not active:
@@ -96,9 +98,15 @@ class Log:
         if self._bar is None or record["split"] != "train":
             self.say(self._line(record))
 
-    def draw(self) -> None:
-        """Redraws `curves.png` and lets TensorBoard see what was written."""
-        if self._active:
+    def draw(self, *, last: bool = False) -> None:
+        """Redraws `curves.png` and lets TensorBoard see what was written.
+
+        Unless it is the `last` time, not so soon after the time before: it takes a
+        good part of a second.
+        """
+        is_due = time.monotonic() >= self._drawn + _DRAW_SECONDS
+        if self._active and (last or is_due):
+            self._drawn = time.monotonic()
             with self._written():
                 path = self._workdir / "curves.png"
                 curves.draw_curves(self.records, self._metrics, path)

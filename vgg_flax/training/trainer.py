@@ -216,7 +216,7 @@ class Run:
             record = done[-1]
         else:
             record = self.measure("test")
-            self.log.draw()
+            self.log.draw(last=True)
         self.saver.wait()
         self.saver.check_still_there()
         self.events.write("complete", **self.goodput.facts())
