@@ -52,7 +52,8 @@ def test_the_loader_alone_gives_the_nets_logits(
     )
     run = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
-    logits = np.load(tmp_path / "logits.npz")
+    with np.load(tmp_path / "logits.npz") as file:
+        logits = dict(file)
     view = net.preprocessing.test_view((tmp_path / "photo.jpg").read_bytes())
     scores = jax.nn.softmax(net(view[None])[0])
     np.testing.assert_allclose(logits["one"], scores, rtol=1e-5, atol=1e-6)

@@ -38,6 +38,25 @@ def test_the_gradient_goes_to_the_first_of_the_largest(side: int) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_compiled_gradient_behind_relu_goes_to_the_first_of_the_largest(
+    dtype: type,
+) -> None:
+    """XLA on CPU may compute ReLU's gradient in place, while the pool's still reads."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(8, 4, 4, 32)).astype(dtype)
+    g = random.normal(size=(8, 2, 2, 32)).astype(dtype)
+
+    def pooled(x: jax.Array) -> jax.Array:
+        return (layers.max_pool(layers.relu(x)) * g).sum()
+
+    with jax.enable_x64(dtype == np.float64):
+        gradient = np.asarray(jax.jit(jax.grad(pooled))(jnp.asarray(x)))
+    assert gradient.dtype == dtype
+    expected = np.where(x > 0, one_pixel_a_window(np.maximum(x, 0), g), 0)
+    np.testing.assert_array_equal(gradient, expected)
+
+
 BEHIND_BATCH_NORM = """
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)

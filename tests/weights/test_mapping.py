@@ -627,7 +627,8 @@ def test_golden_logits_of_the_peers(peer: str) -> None:
     views = [
         weights.card.preprocessing.test_view(np.asarray(p)) for p in golden.photos()
     ]
-    expected = np.load(golden.LOGITS)[peer]
+    with np.load(golden.LOGITS) as file:
+        expected = file[peer]
     actual = logits(weights, np.stack(views))
     spread = np.abs(expected - expected.mean(axis=0)).max()
     assert np.abs(actual - expected).max() <= 1e-3 * spread

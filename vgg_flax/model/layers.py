@@ -78,18 +78,21 @@ def _block_max(x: jax.Array) -> jax.Array:
 def _block_max_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """The largest of a window is found by comparing its pixels with each other.
+    """Where a window's largest pixel stands is found once, behind a barrier.
 
-    JAX's own derivative compares them with the maximum. XLA may compute both anew, in
-    two loops that round differently, and then none is equal: behind BatchNorm, on CPU,
-    gradients lost several percent.
+    JAX's own derivative compares each pixel with the maximum, and XLA on CPU gets that
+    wrong in two ways. It may compute both anew, in two loops that round differently,
+    and then none is equal: behind BatchNorm gradients lost several percent. And a loop
+    that reads a window's other pixels may be fused with ReLU's gradient, which is
+    allowed to write over the same map: jaxlib 0.12's were up to 90% off.
     """
     (x,), (tangent,) = primals, tangents
     (a, b), (c, d) = ([_blocks(x)[:, :, i, :, j] for j in (0, 1)] for i in (0, 1))
-    left, right = a >= b, c >= d  # in the upper and in the lower row
     upper = jnp.maximum(a, b) >= jnp.maximum(c, d)
-    rows = ((upper & left, upper & ~left), (~upper & right, ~upper & ~right))
-    is_largest = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)
+    place = jnp.where(upper, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    place = jax.lax.optimization_barrier(place.astype(jnp.int8))
+    places = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    is_largest = place[:, :, None, :, None] == places
     chosen = jnp.where(is_largest, _blocks(tangent), jnp.zeros((), tangent.dtype))
     return _block_max(x), chosen.sum(axis=(2, 4))
 
