@@ -132,12 +132,22 @@ FORWARDS = {
     "no power of two": (3, {"shard_fc": True, "fc_exchange": "neighbours"}),
     "scatter": (4, {"shard_fc": True, "fc_exchange": "auto"}),
 }
-FEW = [  # each kind of exchange, objective, remat and number of pieces, at least once
+FEW = [  # run by plain `pytest`
     ("whole", "boxes", True, 2),
     ("three rounds", "classification", False, 2),
     ("scatter", "boxes", True, 1),
 ]
-ALL = list(itertools.product(FORWARDS, OBJECTIVES, (False, True), (1, 2)))
+ALL = [
+    *itertools.product(
+        ("whole", "three rounds"), OBJECTIVES, (False, True), (1, 2)
+    ),  # the two forwards; of the other exchanges what each objective meets
+    *itertools.product(
+        ("two rounds", "no power of two", "scatter"), ["classification"], [False], [2]
+    ),
+    *itertools.product(
+        ("two rounds", "no power of two", "scatter"), ["boxes"], [True], [1]
+    ),
+]
 
 
 @pytest.fixture(scope="module")
