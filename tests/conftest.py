@@ -1,16 +1,9 @@
 """Eight CPU devices, strict JAX settings, and small things that several tests use."""
 
 import os
-import pathlib
-import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Many tests compile the same small step, some of them in processes of their own, which
-# import this file too and find the cache in their environment.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
-    "JAX_COMPILATION_CACHE_DIR"
-) or tempfile.mkdtemp(prefix="vgg-flax-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Random numbers that XLA need not partition compile five times as fast, and drawing a
 # net's first params was most of what the tests compile.
@@ -18,7 +11,7 @@ os.environ["JAX_THREEFRY_PARTITIONABLE"] = "0"
 
 import dataclasses
 import gc
-import shutil
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,11 +30,16 @@ from vgg_flax.weights.card import ModelCard
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    is_worker = hasattr(config, "workerinput")  # the others may still be at work
-    if cache.name.startswith("vgg-flax-tests-") and not is_worker:  # else the caller's
-        shutil.rmtree(cache, ignore_errors=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled programs are kept in pytest's cache, which `--cache-clear` empties.
+
+    Compiling is most of what tests do, and much of it twice: in other tests, in the
+    processes that they start, and in the next run.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and hasattr(config, "cache"):
+        kept = str(config.cache.mkdir("compiled"))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = kept  # of those processes
+        jax.config.update("jax_compilation_cache_dir", kept)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
