@@ -89,6 +89,14 @@ def bare_config(tiny_config: config_lib.Config) -> config_lib.Config:
     return changed(tiny_config, model__variant="vgg11", model__head="gap")
 
 
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vgg8` and `vgg8_bn`: one convolution a stage; Table 1 has no shorter than 8."""
+    for name, batch_norm in (("vgg8", False), ("vgg8_bn", True)):
+        net = model.Variant(((3,),) * 5, batch_norm=batch_norm)
+        monkeypatch.setitem(model.VARIANTS, name, net)
+
+
 def tiny(digits_dir: str) -> config_lib.Config:
     """`tiny_config`, for fixtures that live longer."""
     return config_lib.Config(

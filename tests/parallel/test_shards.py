@@ -24,11 +24,15 @@ OBJECTIVES = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
+
 @pytest.fixture
 def recipe(tiny_config: config_lib.Config) -> config_lib.Config:
     """Widths that no number of devices divides, in float64."""
     return changed(
         tiny_config,
+        model__variant="vgg8_bn",
         model__dtype="float64",
         model__fc_widths=(18, 22),
         model__batch_norm_across_replicas=True,
@@ -201,7 +205,7 @@ def test_what_is_exchanged_depends_on_the_devices_unless_forced(
 def test_remat_without_batch_norm_goes_some_images_at_a_time(
     recipe: config_lib.Config,
 ) -> None:
-    recipe = changed(recipe, model__variant="vgg11")
+    recipe = changed(recipe, model__variant="vgg8")
     frugal = changed(recipe, shard_fc=True, remat=True)
     with jax.enable_x64(True):
         assert_close(train(recipe, 1), train(frugal, 2))
@@ -213,7 +217,7 @@ def test_remat_without_batch_norm_goes_some_images_at_a_time(
 
 
 def test_a_head_without_hidden_layers_is_cut_too(recipe: config_lib.Config) -> None:
-    recipe = changed(recipe, model__variant="vgg11", model__head="gap")
+    recipe = changed(recipe, model__variant="vgg8", model__head="gap")
     with jax.enable_x64(True):
         assert_close(train(recipe, 2), train(changed(recipe, shard_fc=True), 2))
 

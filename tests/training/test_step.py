@@ -1,9 +1,5 @@
 """The update: independent of the layout, exact under masks, equal when accumulated."""
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -55,6 +51,20 @@ def run(
     return jax.device_get(state), history
 
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
+
+@pytest.fixture
+def tiny_config(tiny_config: config_lib.Config) -> config_lib.Config:
+    return changed(tiny_config, model__variant="vgg8_bn")
+
+
+@pytest.fixture
+def bare_config(tiny_config: config_lib.Config) -> config_lib.Config:
+    """Without BatchNorm, dropout and hidden FC layers."""
+    return changed(tiny_config, model__variant="vgg8", model__head="gap")
+
+
 @pytest.fixture
 def rich_config(tiny_config: config_lib.Config) -> config_lib.Config:
     """Dropout, augmentation and BatchNorm across replicas."""
@@ -73,18 +83,6 @@ def test_the_first_float32_step_is_the_same_on_1_2_4_and_8_devices(
         assert other["count"] == 64
 
 
-_FLOAT64_PROGRAM = """
-import json, sys
-import test_step as t
-from vgg_flax import config
-recipe = config.from_dict(json.loads(sys.argv[1]))
-batches = t.some_batches(recipe, 12)
-layouts = t.LAYOUTS if recipe.optimizer.accumulation_steps == 1 else (1, 8)
-runs = [t.run(recipe, batches, devices)[1] for devices in layouts]
-print(json.dumps([[values["loss"] for values in history] for history in runs]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_float64_losses_of_12_steps_agree_on_1_2_4_and_8_devices(
@@ -93,21 +91,11 @@ def test_float64_losses_of_12_steps_agree_on_1_2_4_and_8_devices(
     recipe = changed(
         rich_config, model__dtype="float64", optimizer__accumulation_steps=pieces
     )
-    done = subprocess.run(
-        [sys.executable, "-c", _FLOAT64_PROGRAM, config_lib.to_json(recipe)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **os.environ,
-            "JAX_ENABLE_X64": "1",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": "8",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-    )
-    assert done.returncode == 0, done.stderr
-    losses = np.array(json.loads(done.stdout.splitlines()[-1]))
+    batches = some_batches(recipe, 12)
+    layouts = LAYOUTS if pieces == 1 else (1, 8)
+    with jax.enable_x64(True):
+        histories = [run(recipe, batches, devices)[1] for devices in layouts]
+    losses = np.array([[values["loss"] for values in one] for one in histories])
     assert losses.shape == (4 if pieces == 1 else 2, 12)
     assert np.ptp(losses[0]) > 1e-3  # it learns something
     np.testing.assert_allclose(
@@ -119,7 +107,7 @@ def test_each_device_sees_its_own_part_of_the_batch(
     bare_config: config_lib.Config,
 ) -> None:
     """A forgotten psum would return the first device's loss."""
-    config = changed(bare_config, model__variant="vgg11", model__dropout_rate=0.0)
+    config = changed(bare_config, model__dropout_rate=0.0)
     (batch,) = some_batches(config, 1)
     state, (values,) = run(config, [batch], 8)
     first = jax.tree.map(lambda x: x[:8], batch)
@@ -146,7 +134,6 @@ def test_the_update_is_sgd_with_momentum_and_coupled_l2(
 ) -> None:
     config = changed(
         bare_config,
-        model__variant="vgg11",
         model__dropout_rate=0.0,
         optimizer__weight_decay=0.1,
         optimizer__learning_rate=0.3,
@@ -177,7 +164,7 @@ def test_the_update_is_sgd_with_momentum_and_coupled_l2(
 
 
 def test_what_is_masked_has_no_influence(tiny_config: config_lib.Config) -> None:
-    config = changed(tiny_config, model__variant="vgg11")
+    config = changed(tiny_config, model__variant="vgg8")
     (batch,) = some_batches(config, 1)
     batch["mask"][3] = False
     garbage = {**batch, "image": batch["image"].copy(), "label": batch["label"].copy()}
@@ -189,7 +176,7 @@ def test_what_is_masked_has_no_influence(tiny_config: config_lib.Config) -> None
 def test_accumulated_micro_batches_are_one_batch(
     tiny_config: config_lib.Config,
 ) -> None:
-    config = changed(tiny_config, model__variant="vgg11")  # with dropout
+    config = changed(tiny_config, model__variant="vgg8")  # with dropout
     batches = some_batches(config, 2)
     whole, cut = (
         run(changed(config, optimizer__accumulation_steps=pieces), batches, 2)
@@ -238,7 +225,7 @@ def test_the_colour_shift_reaches_the_net(bare_config: config_lib.Config) -> Non
 def test_bfloat16_keeps_float32_params_and_follows_float32(
     bare_config: config_lib.Config,
 ) -> None:
-    config = changed(bare_config, model__variant="vgg11", model__dropout_rate=0.0)
+    config = changed(bare_config, model__dropout_rate=0.0)
     batches = some_batches(config, 2)
     exact = run(config, batches, 2)[1]
     state, rounded = run(changed(config, model__dtype="bfloat16"), batches, 2)
