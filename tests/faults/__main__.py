@@ -51,6 +51,8 @@ def main() -> int:
         ]
         done = concurrent.futures.as_completed(struck)
         for future in tqdm.tqdm(done, total=len(struck), unit="fault"):
+            if future.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
             outcome = future.result()
             outcomes.append(outcome)
             with (folder / "outcomes.jsonl").open("a") as stream:

@@ -2,6 +2,9 @@
 
 import logging
 import pathlib
+import shutil
+import threading
+import time
 from typing import Any
 
 import jax
@@ -170,3 +173,29 @@ def test_another_nets_leaves_are_listed_all_at_once(
     for part in ("fc8/bias: (3,) float16", "fc9/bias: unexpected", "fc7/bias: missing"):
         assert part in message
     assert "fc6/bias: (7,) float32, expected (8,)" in message
+
+
+def test_a_reader_gets_a_step_while_newer_ones_are_removed(
+    state: TrainState, tmp_path: pathlib.Path
+) -> None:
+    """As a run that goes on removes them, at any moment of the reading."""
+    folder = checkpoint.folder_of(tmp_path / "run")
+    with checkpoint.Checkpoints(folder, keep=3) as checkpoints:
+        for step in (1, 2, 3):
+            save(checkpoints, step, state, None)
+    shutil.copytree(folder, tmp_path / "all")
+
+    def remove(delay: float) -> None:
+        time.sleep(delay)
+        for step in (3, 2):
+            shutil.rmtree(folder / str(step))
+
+    for delay in np.linspace(0, 0.3, 7):
+        shutil.copytree(tmp_path / "all", folder, dirs_exist_ok=True)
+        other = threading.Thread(target=remove, args=[delay])
+        other.start()
+        loaded = checkpoint.load(tmp_path / "run")
+        other.join()
+        assert loaded.leaves["params/fc8/bias"].shape == (3,)
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of step 3"):
+        checkpoint.load(tmp_path / "run", 3)

@@ -20,7 +20,7 @@ from tests import processes
 from tests.processes import crcs, finish, finished_steps
 from vgg_flax import config as config_lib
 from vgg_flax import errors, storage
-from vgg_flax.runs import checkpoint, log, meter
+from vgg_flax.runs import checkpoint, directory, log, meter
 from vgg_flax.training import resumption, trainer
 from vgg_flax.training.plan import Plan
 
@@ -112,7 +112,7 @@ def test_a_runs_events_tell_its_story_in_order(undisturbed: pathlib.Path) -> Non
     assert all(time.endswith("+00:00") for time in times)
     assert told[0]["event"] == "start"
     assert (told[0]["devices"], told[0]["processes"]) == (2, 1)
-    assert told[0]["versions"] == checkpoint.versions()
+    assert told[0]["versions"] == directory.versions()
     kinds = [(e["event"], e["step"]) for e in told if "save" not in e["event"]]
     evaluations = [
         (f"evaluation_{what}", step)

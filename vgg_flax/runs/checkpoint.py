@@ -5,11 +5,8 @@ of the state) and `meta` (config, variant, preprocessing, classes, and of every 
 its shape, dtype and crc32; a flipped bit in an array restores without an error).
 """
 
-import dataclasses
-import hashlib
-import importlib.metadata
-import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +18,9 @@ from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vgg_flax.parallel import distributed
+from vgg_flax.runs import directory
 from vgg_flax.runs import leaves as leaves_lib
-from vgg_flax.runs.leaves import CheckpointError, Leaves
+from vgg_flax.runs.leaves import Checkpoint, CheckpointError, Leaves
 
 # Orbax warns of each save without metrics, which one between evaluations has not.
 absl_logging.get_absl_logger().addFilter(
@@ -32,41 +30,11 @@ absl_logging.get_absl_logger().addFilter(
 Tree = dict[str, Any]
 
 _ITEMS = ("model", "training")
-_MODEL_KEYS = ("params", "batch_stats")
+_LOOKS = 5  # at a run that goes on and removes what is being read
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What a step's folder held, its crcs checked.
-
-    Attributes:
-      step: updates made.
-      leaves: of the items that were read, by path.
-      meta: what `Checkpoints.save` was given as such.
-    """
-
-    step: int
-    leaves: Leaves
-    meta: dict[str, Any]
-
-    @property
-    def sha256(self) -> str:
-        """Of the leaves' names, shapes, dtypes and crcs: equal for equal weights."""
-        described = {
-            path: leaf
-            for path, leaf in self.meta["leaves"].items()
-            if path.split("/")[0] in _MODEL_KEYS
-        }
-        text = json.dumps(described, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def variables(self) -> Tree:
-        """`{"params": ..., "batch_stats": ...}`, as `model.apply` takes them."""
-        chosen = {
-            k: v for k, v in self.leaves.items() if k.split("/")[0] in _MODEL_KEYS
-        }
-        return traverse_util.unflatten_dict(chosen, sep="/")
+class _StepGone(CheckpointError):
+    """What is missing may be because the run has just removed the step."""
 
 
 class Checkpoints:
@@ -122,7 +90,11 @@ class Checkpoints:
           CheckpointError: the disk is full, or the folder is gone or read-only.
         """
         leaves = leaves_lib.to_leaves(state)
-        meta = {**meta, "versions": versions(), "leaves": leaves_lib.describe(leaves)}
+        meta = {
+            **meta,
+            "versions": directory.versions(),
+            "leaves": leaves_lib.describe(leaves),
+        }
         items = {
             item: ocp.args.StandardSave(_nest(part))
             for item in _ITEMS
@@ -162,6 +134,26 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step with the highest score, if any was validated."""
         return self._manager.best_step()
+
+    def find(self, step: int | str) -> int:
+        """The number of `step`: a number, "last" or "best".
+
+        Raises:
+          CheckpointError: there is none such.
+        """
+        if isinstance(step, int):
+            return step
+        if step not in ("last", "best"):
+            raise CheckpointError(f"step={step!r}; expected a number, 'last' or 'best'")
+        if not self.steps():
+            raise CheckpointError(f"{self._folder} has no finished checkpoint")
+        chosen = self.best_step() if step == "best" else self.steps()[-1]
+        if chosen is None:
+            raise CheckpointError(
+                f"{self._folder} has no best step: nothing was validated; "
+                "use step='last'"
+            )
+        return chosen
 
     def read_newest(
         self, on_damaged: Callable[[int, CheckpointError], None] = lambda *_: None
@@ -222,8 +214,11 @@ class Checkpoints:
             actual = leaves_lib.describe(leaves)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             first_line = str(error).splitlines()[:1]
-            raise CheckpointError(
-                f"checkpoint {self._folder / str(step)} cannot be read: "
+            path = self._folder / str(step)
+            time.sleep(0.2)  # what is being removed is gone by then
+            whole = all((path / item).exists() for item in ("meta", *items))
+            raise (CheckpointError if whole else _StepGone)(
+                f"checkpoint {path} cannot be read: "
                 f"{type(error).__name__}: {''.join(first_line)[:200]}"
             ) from error
         wrong = [path for path in actual if actual[path] != meta["leaves"][path]]
@@ -287,30 +282,22 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
 
     Raises:
       CheckpointError: no run directory, no such step, or it is damaged.
+
+    A run goes on beside its readers: a step that it removes is looked for anew.
     """
     if not exists(workdir):
         raise CheckpointError(
             f"{epath.Path(workdir)} has no folder 'checkpoints'; expected the "
             "--workdir of a training run"
         )
-    with Checkpoints(folder_of(workdir), keep=1, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise CheckpointError(f"{folder_of(workdir)} has no finished checkpoint")
-        if step == "best":
-            chosen = checkpoints.best_step()
-            if chosen is None:
-                raise CheckpointError(
-                    f"{folder_of(workdir)} has no best step: nothing was validated; "
-                    "use step='last'"
-                )
-        elif step == "last":
-            chosen = steps[-1]
-        elif isinstance(step, int):
-            chosen = step
-        else:
-            raise CheckpointError(f"step={step!r}; expected a number, 'last' or 'best'")
-        return checkpoints.read(chosen, items=("model",))
+    folder, gone = folder_of(workdir), None
+    for _ in range(_LOOKS):
+        try:
+            with Checkpoints(folder, keep=1, read_only=True) as checkpoints:
+                return checkpoints.read(checkpoints.find(step), items=("model",))
+        except (FileNotFoundError, NotADirectoryError, _StepGone) as error:
+            gone = error
+    raise CheckpointError(f"{folder}: a step went while it was read: {gone}") from gone
 
 
 def save_variables(
@@ -334,10 +321,8 @@ def save_variables(
 
 
 def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
-    model = item == "model"
-    return {
-        k: v for k, v in leaves.items() if (k.split("/")[0] in _MODEL_KEYS) == model
-    }
+    keys, model = leaves_lib.MODEL_KEYS, item == "model"
+    return {k: v for k, v in leaves.items() if (k.split("/")[0] in keys) == model}
 
 
 def _nest(leaves: dict[str, Any]) -> Tree:
@@ -347,9 +332,3 @@ def _nest(leaves: dict[str, Any]) -> Tree:
 def _score(metrics: dict[str, float]) -> float:
     (score,) = metrics.values()
     return score
-
-
-def versions() -> dict[str, str]:
-    """Of this package and those that a result depends on."""
-    names = ("vgg-flax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}

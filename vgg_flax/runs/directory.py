@@ -1,5 +1,6 @@
-"""A run's directory: made, and tried."""
+"""A run's directory: made, and tried; and what software runs in it."""
 
+import importlib.metadata
 import shutil
 
 from etils import epath
@@ -29,3 +30,9 @@ def prepare(workdir: epath.Path, checkpoint_bytes: int) -> None:
             f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, and a checkpoint "
             f"takes {checkpoint_bytes / 2**20:,.0f} MiB; make room or choose another"
         )
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that a result depends on."""
+    names = ("vgg-flax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,5 +1,8 @@
 """A state's leaves by path, each with its shape, dtype and crc32, and back."""
 
+import dataclasses
+import hashlib
+import json
 import zlib
 from typing import Any
 
@@ -9,11 +12,45 @@ from flax import serialization, traverse_util
 
 from vgg_flax.errors import VGGFlaxError
 
+MODEL_KEYS = ("params", "batch_stats")  # of a state, what a net is
+
 Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
 
 
 class CheckpointError(VGGFlaxError):
     """A checkpoint that is missing, damaged, or of something else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a step's folder held, its crcs checked.
+
+    Attributes:
+      step: updates made.
+      leaves: of the items that were read, by path.
+      meta: what `Checkpoints.save` was given as such.
+    """
+
+    step: int
+    leaves: Leaves
+    meta: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the leaves' names, shapes, dtypes and crcs: equal for equal weights."""
+        described = {
+            path: leaf
+            for path, leaf in self.meta["leaves"].items()
+            if path.split("/")[0] in MODEL_KEYS
+        }
+        text = json.dumps(described, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """`{"params": ..., "batch_stats": ...}`, as `model.apply` takes them."""
+        chosen = {k: v for k, v in self.leaves.items() if k.split("/")[0] in MODEL_KEYS}
+        return traverse_util.unflatten_dict(chosen, sep="/")
 
 
 def to_leaves(state: Any) -> Leaves:

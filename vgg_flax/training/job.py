@@ -16,7 +16,7 @@ from vgg_flax.data.batches import Batch, Shard
 from vgg_flax.data.splits import Split
 from vgg_flax.errors import ConfigError
 from vgg_flax.parallel import distributed
-from vgg_flax.runs import checkpoint
+from vgg_flax.runs import directory
 from vgg_flax.training import objectives, schedules
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
@@ -109,7 +109,7 @@ class Job:
                 (s.name, len(s), splits.fingerprint(s), s.class_names)
                 for s in self.splits.values()
             ],
-            "versions": checkpoint.versions(),
+            "versions": directory.versions(),
             "code": distributed.code_digest(),
         }
 

@@ -6,12 +6,12 @@ from vgg_flax import config as config_lib
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError
 from vgg_flax.runs import checkpoint
-from vgg_flax.runs.leaves import from_leaves, to_leaves
+from vgg_flax.runs.leaves import Checkpoint, from_leaves, to_leaves
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.state import TrainState
 
 
-def check_unchanged(saved: checkpoint.Checkpoint, config: Config) -> None:
+def check_unchanged(saved: Checkpoint, config: Config) -> None:
     """Sees that a run goes on with the settings that it was saved with.
 
     Raises:

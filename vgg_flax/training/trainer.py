@@ -79,7 +79,7 @@ def open_run(
         events.write(
             "start",
             began=goodput.began,
-            versions=checkpoint.versions(),
+            versions=directory.versions(),
             code=distributed.code_digest(),
             devices=jax.device_count(),
             device_kind=jax.devices()[0].device_kind,
