@@ -51,7 +51,7 @@ def main() -> int:
         ]
         done = concurrent.futures.as_completed(struck)
         for future in tqdm.tqdm(done, total=len(struck), unit="fault"):
-            if future.exception():
+            if future.exception():  # of the harness: it ends now, not after the rest
                 pool.shutdown(wait=False, cancel_futures=True)
             outcome = future.result()
             outcomes.append(outcome)

@@ -85,6 +85,46 @@ def test_a_signal_to_one_process_stops_both_at_one_step(
     assert f"resumed at step {step}" in out
 
 
+SIGNAL_AFTER_A_SAVE = """
+import os, pathlib, signal, sys, time
+import jax, jax.numpy as jnp
+from vgg_flax.parallel import distributed
+from vgg_flax.parallel.signals import Signals
+from vgg_flax.runs import checkpoint
+distributed.initialize(sys.argv[2].partition("=")[2])
+folder = pathlib.Path(sys.argv[1])
+with Signals() as signals, checkpoint.Checkpoints(folder, keep=3) as checkpoints:
+    for _ in range(30):  # steps and evaluated batches: polls run ahead of steps
+        assert signals.poll() is None
+    checkpoints.save(5, {"params": {"w": jnp.ones(3)}}, {}, None)
+    checkpoints.wait()
+    if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3)  # the processes agree where to stop, by what was asked last
+    polls = 31
+    while (received := signals.poll()) is None and polls < 300:
+        polls += 1
+        distributed.wait_for_all("a step")
+        time.sleep(0.02)
+print("heard", received.name if received else None, "at poll", polls)
+"""
+
+
+def test_a_signal_after_a_save_is_heard_though_orbax_asks_for_it_too(
+    tmp_path: pathlib.Path,
+) -> None:
+    with processes.killed_at_the_end(
+        processes.start_python(
+            [["-c", SIGNAL_AFTER_A_SAVE, str(tmp_path / "checkpoints")]] * 2, devices=2
+        )
+    ) as started:
+        ended = [processes.finish(process, 120) for process in started]
+    assert [one.code for one in ended] == [0, 0], ended
+    heard = [one.out.splitlines()[-1] for one in ended]
+    assert heard[0] == heard[1]
+    assert heard[0].startswith("heard SIGTERM at poll ")
+
+
 def assert_all_refuse(
     started: list[processes.Process], *parts: str, workdir: pathlib.Path
 ) -> list[processes.Ended]:

@@ -37,6 +37,20 @@ class _StepGone(CheckpointError):
     """What is missing may be because the run has just removed the step."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves JAX's coordinator to `Signals`.
+
+    Orbax asks it, at each save and from a thread of its own, whether to stop at this
+    step, and JAX agrees on a stop by the number that was asked for last: one that the
+    polls of `Signals`, which count evaluated batches too, may have passed long ago.
+    The signal was lost then, and the run went on.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step  # whoever saves because of a signal has heard of it already
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, the newest and the best kept."""
 
@@ -50,7 +64,7 @@ class Checkpoints:
                 get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
             ),
         ]
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 best_fn=_score,
@@ -297,7 +311,7 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
                 return checkpoints.read(checkpoints.find(step), items=("model",))
         except (FileNotFoundError, NotADirectoryError, _StepGone) as error:
             gone = error
-    raise CheckpointError(f"{folder}: a step went while it was read: {gone}") from gone
+    raise CheckpointError(f"{gone}; looked {_LOOKS} times") from gone
 
 
 def save_variables(

@@ -1,4 +1,4 @@
-"""A state's leaves by path, each with its shape, dtype and crc32, and back."""
+"""A state's leaves by path, each with its shape, dtype and crc32; a step of them."""
 
 import dataclasses
 import hashlib
