@@ -52,7 +52,7 @@ class FCShards:
         """How they are cut, for people."""
         how = "one reduce-scatter"
         if self._by_neighbours:
-            how = f"{self.rounds} exchanges with neighbours"
+            how = f"exchanges with neighbours in {self.rounds} round(s)"
         return f"cut over {self.replicas} replicas, gradients reduced by {how}"
 
     # What one replica does, within a mapped step. A kernel [.., in, out] is N chunks of
