@@ -1,7 +1,6 @@
 """What a run tells while it goes on: records, lines, a progress bar."""
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -47,7 +46,7 @@ class Log:
         if it was not made when the step was saved.
         """
         self._workdir, self._metrics, self._active = workdir, metrics, active
-        self._total_steps, self._drawn = total_steps, -math.inf
+        self._total_steps, self._drawn = total_steps, time.monotonic()
         self._bar = None
         self.records: list[dict[str, Any]] = []
         if not active:
