@@ -13,8 +13,6 @@ from absl import app, flags, logging
 
 from vgg_flax import errors
 from vgg_flax.config import recipe, reference
-from vgg_flax.parallel import distributed
-from vgg_flax.training import objectives, trainer
 
 # Shown by --help, which takes % for the program's name.
 __doc__ = f"{__doc__}\n{reference.help_text()}".replace("%", "%%")
@@ -25,6 +23,10 @@ def main(_: list[str]) -> None:
     """Runs the config of the flags in the workdir of the flags."""
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell each step they take
     path, settings = recipe.of_flags()
+    # Not before: a mistake in the flags is told at once, these take seconds.
+    from vgg_flax.parallel import distributed
+    from vgg_flax.training import objectives, trainer
+
     workdir = flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}"
     distributed.initialize(flags.FLAGS.distributed)
     trainer.train_and_evaluate(settings, workdir, objectives.of_recipe(path))
