@@ -146,6 +146,12 @@ def traced(text: str) -> dict[str, Any]:
 
 def batch_fingerprint(config: config_lib.Config) -> dict[str, Any]:
     """The first training batches and the last evaluation batch of `config`."""
+    return read_batches(config_lib.to_json(config))
+
+
+@functools.cache
+def read_batches(text: str) -> dict[str, Any]:
+    config = config_lib.from_dict(json.loads(text))
     data, classes = config.data, config.model.num_classes
     train = splits.open_split(data, data.train_split, classes)
     test = splits.open_split(data, data.test_split, classes)
@@ -197,8 +203,15 @@ def test_a_field_changes_the_batches(name: str, tiny_config: config_lib.Config) 
     value, needed = BATCH_PROBES[name]
     base = changed(tiny_config, **needed)
     other = changed(base, **{name.replace(".", "__"): value})
-    assert batch_fingerprint(base) == batch_fingerprint(base)
     assert batch_fingerprint(base) != batch_fingerprint(other)
+
+
+@pytest.mark.parametrize("needed", [{}, COLOR, {"data__train_view": "resized_crop"}])
+def test_the_batches_of_a_config_are_always_the_same(
+    needed: dict[str, Any], tiny_config: config_lib.Config
+) -> None:
+    text = config_lib.to_json(changed(tiny_config, **needed))
+    assert read_batches.__wrapped__(text) == read_batches.__wrapped__(text)
 
 
 def test_threads_and_prefetch_reach_grain() -> None:

@@ -42,6 +42,7 @@ def long_config(bare_config: config_lib.Config) -> config_lib.Config:
     """More steps than any test waits for, evaluated often."""
     return changed(
         bare_config,
+        model__variant="vgg11",  # the processes know no other
         data__eval_batch_size=16,
         data__validation_split="train[90%:93%]",
         log_every_steps=1,
@@ -59,7 +60,9 @@ def wait_for_steps(started: list[processes.Process], workdir: pathlib.Path) -> N
     processes.wait_for(started, made_some)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(  # of SIGTERM to one of two the next test, as well
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_a_signal_to_one_process_stops_both_at_one_step(
     number: signal.Signals, long_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

@@ -137,8 +137,7 @@ FORWARDS = {
     "scatter": (4, {"shard_fc": True, "fc_exchange": "auto"}),
 }
 FEW = [  # run by plain `pytest`
-    ("three rounds", "classification", False, 2),
-    ("scatter", "boxes", True, 1),
+    ("three rounds", "boxes", True, 2),
 ]
 ALL = [
     *itertools.product(

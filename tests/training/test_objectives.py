@@ -19,8 +19,10 @@ from vgg_flax.training.objectives import Objective
 
 
 @pytest.fixture(scope="module")
-def recipe(digits_dir: str) -> Config:
-    return changed(boxes.get_config(), data__data_dir=digits_dir)
+def recipe(shallow: None, digits_dir: str) -> Config:
+    return changed(
+        boxes.get_config(), data__data_dir=digits_dir, model__variant="vgg8_bn"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -60,12 +60,6 @@ def tiny_config(tiny_config: config_lib.Config) -> config_lib.Config:
 
 
 @pytest.fixture
-def bare_config(tiny_config: config_lib.Config) -> config_lib.Config:
-    """Without BatchNorm, dropout and hidden FC layers."""
-    return changed(tiny_config, model__variant="vgg8", model__head="gap")
-
-
-@pytest.fixture
 def rich_config(tiny_config: config_lib.Config) -> config_lib.Config:
     """Dropout, augmentation and BatchNorm across replicas."""
     return changed(tiny_config, model__batch_norm_across_replicas=True)

@@ -230,6 +230,10 @@ def test_a_signal_during_evaluation_loses_nothing(tmp_path: pathlib.Path) -> Non
     flags = [
         f"--config.data.data_dir={root}",
         "--config.data.name=folder",
+        "--config.model.variant=vgg11",  # how a run stops is not of its net
+        "--config.model.head=gap",
+        "--config.model.batch_norm_across_replicas=false",
+        "--config.optimizer.accumulation_steps=1",
         "--config.model.num_classes=2",
         "--config.data.train_split=train",
         "--config.data.validation_split=val",
@@ -413,7 +417,7 @@ def test_init_from_takes_the_papers_layers_or_all_of_them(
     source = vgg_flax.load(tmp_path / "a").variables["params"]
     deeper = changed(
         config,
-        model__variant="vgg16",
+        model__variant="vgg13",
         init_from=str(tmp_path / "a"),
         init_layers=config_lib.PAPER_INIT_LAYERS,
         seed=1,
