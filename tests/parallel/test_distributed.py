@@ -60,7 +60,7 @@ def wait_for_steps(started: list[processes.Process], workdir: pathlib.Path) -> N
     processes.wait_for(started, made_some)
 
 
-@pytest.mark.parametrize(  # of SIGTERM to one of two the next test, as well
+@pytest.mark.parametrize(  # the next test sends SIGTERM to one of two, too
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
 )
 def test_a_signal_to_one_process_stops_both_at_one_step(

@@ -100,16 +100,18 @@ class Log:
     def draw(self, *, last: bool = False) -> None:
         """Redraws `curves.png` and lets TensorBoard see what was written.
 
-        Unless it is the `last` time, not so soon after the time before: it takes a
-        good part of a second.
+        The picture, unless it is the `last` time, not so soon after the time before, or
+        the start: it takes a good part of a second.
         """
+        if not self._active:
+            return
         is_due = time.monotonic() >= self._drawn + _DRAW_SECONDS
-        if self._active and (last or is_due):
-            self._drawn = time.monotonic()
-            with self._written():
+        with self._written():
+            self._board.flush()
+            if last or is_due:
+                self._drawn = time.monotonic()
                 path = self._workdir / "curves.png"
                 curves.draw_curves(self.records, self._metrics, path)
-                self._board.flush()
 
     def close(self) -> None:
         """Closes the files and the bar."""
