@@ -13,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import PIL.Image
 import pytest
-import sklearn.datasets
+import samples
 from conftest import random_net, save_run
 from documents import ROOT, Block, Command, blocks, commands, promised_shapes
 
@@ -35,9 +34,7 @@ def make_kit(folder: pathlib.Path) -> pathlib.Path:
         (folder / name).mkdir(parents=True)
     for name in ("train.py", "configs"):
         (folder / name).symlink_to(ROOT / name)
-    photos = [
-        PIL.Image.fromarray(x) for x in sklearn.datasets.load_sample_images().images
-    ]
+    photos = samples.pictures()
     for name, photo in zip(
         ("photo", "photos/a", "photos/b"), (*photos, photos[0]), strict=True
     ):

@@ -12,15 +12,9 @@ import zlib
 
 import numpy as np
 import PIL.Image
-import sklearn.datasets
+import samples
 
 LOGITS = pathlib.Path(__file__).parent / "files" / "golden.npz"
-
-
-def photos() -> list[PIL.Image.Image]:
-    """scikit-learn's, 640 x 427."""
-    images = sklearn.datasets.load_sample_images()["images"]
-    return [PIL.Image.fromarray(image) for image in images]
 
 
 def seeded(name: str, shape: tuple[int, ...], fan_in: int) -> np.ndarray:
@@ -69,7 +63,9 @@ def main() -> None:
     module.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
     transform = torchvision.models.VGG11_BN_Weights.IMAGENET1K_V1.transforms()
     with torch.no_grad():
-        torch_logits = module(torch.stack([transform(p) for p in photos()])).numpy()
+        torch_logits = module(
+            torch.stack([transform(p) for p in samples.pictures()])
+        ).numpy()
 
     net = keras.applications.VGG16(weights=None, classifier_activation=None)
     variables = {"/".join(v.path.split("/")[-2:]): v for v in net.weights}
@@ -77,7 +73,9 @@ def main() -> None:
     for name, tensor in keras_tensors(shapes).items():
         variables[name].assign(tensor)
     views = []
-    for photo in photos():  # smaller side to 256, centre crop, as the ports report
+    for (
+        photo
+    ) in samples.pictures():  # smaller side to 256, centre crop, as the ports report
         photo = photo.resize((int(640 * 256 / 427), 256), PIL.Image.Resampling.BILINEAR)
         left, top = round((photo.size[0] - 224) / 2), 16
         views.append(np.asarray(photo.crop((left, top, left + 224, top + 224))))

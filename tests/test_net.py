@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import samples
 from conftest import changed, random_net, save_run
 
 import vgg_flax
@@ -60,9 +61,8 @@ def png_bytes(index: int) -> bytes:
     import io
 
     import PIL.Image
-    import sklearn.datasets
 
-    pixels = sklearn.datasets.load_digits()["images"][1437 + index] * (255 / 16)
+    pixels = samples.digits()[0][1437 + index] * (255 / 16)
     stream = io.BytesIO()
     PIL.Image.fromarray(pixels.round().astype(np.uint8)).save(stream, "PNG")
     return stream.getvalue()
@@ -71,14 +71,12 @@ def png_bytes(index: int) -> bytes:
 def test_a_loaded_net_scores_the_test_split_as_the_run_did(
     workdir: pathlib.Path,
 ) -> None:
-    import sklearn.datasets
-
     net = vgg_flax.load(workdir)
     views = np.stack([net.preprocessing.test_view(png_bytes(i)) for i in range(360)])
     assert views.shape == (360, 32, 32, 1)
     assert views.dtype == np.uint8
     logits = net(views)
-    labels = sklearn.datasets.load_digits()["target"][1437:]
+    labels = samples.digits()[1][1437:]
     hits = int((np.asarray(logits).argmax(axis=1) == labels).sum())
     record = log.read_records(workdir)[-1]
     assert (record["split"], record["top1_count"]) == ("test", hits)
@@ -253,8 +251,13 @@ def test_images_of_another_shape_are_told_what_is_expected(shape: Any) -> None:
 
 
 def test_a_net_trained_across_replicas_evaluates_alone(
-    tiny_config: config.Config, tmp_path: pathlib.Path
+    bare_config: config.Config, tmp_path: pathlib.Path
 ) -> None:
-    recipe = changed(tiny_config, num_steps=1, model__batch_norm_across_replicas=True)
+    recipe = changed(
+        bare_config,
+        num_steps=1,
+        model__variant="vgg8_bn",
+        model__batch_norm_across_replicas=True,
+    )
     trainer.train_and_evaluate(recipe, tmp_path)
     assert vgg_flax.load(tmp_path)(np.zeros((2, 32, 32, 1), np.uint8)).shape == (2, 10)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-import sklearn.datasets
+import samples
 
 import vgg_flax
 from vgg_flax import net
@@ -31,11 +31,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def photos() -> list[PIL.Image.Image]:
     """Six pictures, of several sizes and shapes, out of scikit-learn's two."""
-    pictures = [
-        PIL.Image.fromarray(p) for p in sklearn.datasets.load_sample_images()["images"]
-    ]
     boxes = [(0, 0, 640, 427), (10, 30, 330, 400), (300, 100, 630, 350)]
-    return [picture.crop(box) for picture in pictures for box in boxes]
+    return [picture.crop(box) for picture in samples.pictures() for box in boxes]
 
 
 def views(loaded: net.Net, photos: list[PIL.Image.Image]) -> np.ndarray:

@@ -124,7 +124,9 @@ def traced(text: str) -> dict[str, Any]:
     config_lib.check(config)
     plan = Plan.of(config, 1000)
     schedule = schedules.make_schedule(config.optimizer, 20.5, plan.total_steps)
-    state = jax.eval_shape(lambda: state_lib.init_state(config))
+    init, state = jax.make_jaxpr(
+        lambda: state_lib.init_state(config), return_shape=True
+    )()
     each = config.data.batch_size // 8
     shapes = batches.batch_shapes(config.data, (each,), train=True)
     step = step_lib.make_train_step(config, schedule)
@@ -136,7 +138,7 @@ def traced(text: str) -> dict[str, Any]:
     return {
         "step": str(jaxpr),
         "constants": [np.asarray(constant).tolist() for constant in jaxpr.consts],
-        "init": str(jax.make_jaxpr(lambda: state_lib.init_state(config))()),
+        "init": str(init),
         "schedule": [float(schedule(step)) for step in range(30)],
         "decays": decays,
         "plan": [(plan.validates_at(s), plan.saves_at(s)) for s in range(40)],
@@ -190,10 +192,10 @@ def test_input_channels_are_the_first_kernels(tiny_config: config_lib.Config) ->
 
 @pytest.mark.parametrize("name", RUN_PROBES)
 def test_a_field_changes_the_step_the_start_or_the_plan(
-    name: str, tiny_config: config_lib.Config
+    name: str, shallow: None, tiny_config: config_lib.Config
 ) -> None:
     value, needed = RUN_PROBES[name]
-    base = changed(tiny_config, **needed)
+    base = changed(tiny_config, model__variant="vgg8_bn", **needed)
     other = changed(base, **{name.replace(".", "__"): value})
     assert run_fingerprint(base) != run_fingerprint(other)
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-import sklearn.datasets
+import samples
 import tensorflow_datasets as tfds
 
 from vgg_flax import config
@@ -117,10 +117,10 @@ def test_digits_are_sklearns_in_file_order(digits: config.DataConfig):
     pixels = np.stack(
         [np.asarray(PIL.Image.open(io.BytesIO(r["image"]))) for r in records]
     )
-    truth = sklearn.datasets.load_digits()
-    expected = np.round(truth.images * 255 / 16)
+    images, labels = samples.digits()
+    expected = np.round(images * 255 / 16)
     np.testing.assert_array_equal(pixels, expected)
-    np.testing.assert_array_equal([r["label"] for r in records], truth.target)
+    np.testing.assert_array_equal([r["label"] for r in records], labels)
 
 
 def test_digits_slices_are_disjoint_and_together_the_whole(digits: config.DataConfig):

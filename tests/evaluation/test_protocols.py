@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sklearn.datasets
+import samples
 from nets import PIXELS, logits, tiny_net
 
 from vgg_flax.errors import ConfigError
@@ -24,7 +24,7 @@ CENTER, DENSE = Views("center", 32, False), Views("dense", 32, False)
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
     """427 x 640 pixels of a flower."""
-    return sklearn.datasets.load_sample_images().images[1]
+    return samples.photos()[1]
 
 
 def posterior(

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import sklearn.datasets
 
-from tests import processes
+from tests import processes, samples
 from vgg_flax import config as config_lib
 from vgg_flax.runs import checkpoint, log
 
@@ -159,9 +158,9 @@ class Bench:
 
 
 def _write_images(folder: pathlib.Path) -> None:
-    digits: Any = sklearn.datasets.load_digits()
+    images, labels = samples.digits()
     for label in range(10):
-        pixels = digits["images"][digits["target"] == label] * (255 / 16)  # [N, 8, 8]
+        pixels = images[labels == label] * (255 / 16)  # [N, 8, 8]
         ends = np.cumsum([0, _TRAIN_PER_CLASS, _VALIDATION_PER_CLASS])
         parts = zip(("train", "val"), itertools.pairwise(ends), strict=True)
         for split, (low, high) in parts:

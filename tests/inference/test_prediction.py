@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-import sklearn.datasets
+import samples
 from conftest import random_net, save_run
 from etils import epath
 
@@ -16,13 +16,7 @@ from vgg_flax.data import imagenet
 from vgg_flax.images import preprocessing
 from vgg_flax.inference import prediction
 
-PHOTOS = dict(
-    zip(
-        ("china", "flower"),
-        sklearn.datasets.load_sample_images()["images"],
-        strict=True,
-    )
-)
+PHOTOS = dict(zip(("china", "flower"), samples.photos(), strict=True))
 
 
 @pytest.fixture(scope="module")

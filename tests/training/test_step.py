@@ -186,15 +186,15 @@ def test_accumulated_micro_batches_are_one_batch(
 
 
 def test_batch_norm_per_device_averages_the_running_statistics(
-    tiny_config: config_lib.Config,
+    bare_config: config_lib.Config,
 ) -> None:
-    tiny_config = changed(tiny_config, model__head="gap")
-    (batch,) = some_batches(tiny_config, 1)
-    state, _ = run(tiny_config, [batch], 2)
+    config = changed(bare_config, model__variant="vgg8_bn")
+    (batch,) = some_batches(config, 1)
+    state, _ = run(config, [batch], 2)
     halves = []
     for part in (slice(0, 32), slice(32, 64)):
         half = jax.tree.map(lambda x, part=part: x[part], batch)
-        halves.append(run(tiny_config, [half], 1)[0].batch_stats["bn1_1"])
+        halves.append(run(config, [half], 1)[0].batch_stats["bn1_1"])
     for name in ("mean", "var"):
         mean = (halves[0][name] + halves[1][name]) / 2
         np.testing.assert_allclose(state.batch_stats["bn1_1"][name], mean, rtol=1e-5)

@@ -11,6 +11,7 @@ import golden
 import jax
 import numpy as np
 import pytest
+import samples
 from flax import traverse_util
 from torchvision_net import (
     FC,
@@ -625,7 +626,7 @@ def test_golden_logits_of_the_peers(peer: str) -> None:
     weights = mapping.to_weights(tensors)
     del tensors
     views = [
-        weights.card.preprocessing.test_view(np.asarray(p)) for p in golden.photos()
+        weights.card.preprocessing.test_view(np.asarray(p)) for p in samples.pictures()
     ]
     with np.load(golden.LOGITS) as file:
         expected = file[peer]

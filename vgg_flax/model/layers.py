@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -168,11 +169,27 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, H, W, in]` -> `[B, H', W', features]`."""
         shape = (self.window, self.window, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-        y = convolution.convolve(x, kernel, self.padding)
+        kernel = self._param("kernel", self.kernel_init, shape)
+        y = convolution.convolve(x.astype(self.dtype), kernel, self.padding)
         if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, (self.features,), self.param_dtype)
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            bias = self._param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.reshape(1, 1, 1, -1)
         return y
+
+    def _param(
+        self, name: str, initializer: Initializer, shape: tuple[int, ...]
+    ) -> jax.Array:
+        """`self.param` in `dtype`; a param that is there is not initialised again.
+
+        Flax traces the initialiser in every call to learn its shape: a third of the
+        time that a whole net takes to trace.
+        """
+        if not self.has_variable("params", name):
+            value = self.param(name, initializer, shape, self.param_dtype)
+        else:
+            value = self.get_variable("params", name)
+            if jnp.shape(value) != shape:
+                raise flax.errors.ScopeParamShapeError(
+                    name, "/".join(self.path), jnp.shape(value), shape
+                )
+        return jnp.asarray(value, self.dtype)
