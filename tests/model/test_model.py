@@ -476,6 +476,19 @@ def test_too_small_an_image_is_refused_with_the_size_it_needs(fields, shape, nee
     assert str(shape) in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "path", ["conv1_1/kernel", "conv3_2/bias", "bn2_1/scale", "fc6/kernel", "fc8/bias"]
+)
+def test_params_of_another_shape_are_refused(path: str) -> None:
+    net = small_net("vgg11_bn")
+    variables = random_variables(net, np.float32)
+    layer, leaf = path.split("/")
+    params = variables["params"][layer]
+    params[leaf] = np.concatenate([params[leaf], params[leaf][..., :1]], axis=-1)
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=f"{leaf}.*{layer}"):
+        net.apply(variables, random_images(2, 32, 32, 3, dtype=np.float32))
+
+
 def test_an_unknown_variant_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="vgg12") as e:
         initial_shapes(small_net("vgg12"))
