@@ -63,9 +63,8 @@ def main() -> None:
     module.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
     transform = torchvision.models.VGG11_BN_Weights.IMAGENET1K_V1.transforms()
     with torch.no_grad():
-        torch_logits = module(
-            torch.stack([transform(p) for p in samples.pictures()])
-        ).numpy()
+        views = torch.stack([transform(picture) for picture in samples.pictures()])
+        torch_logits = module(views).numpy()
 
     net = keras.applications.VGG16(weights=None, classifier_activation=None)
     variables = {"/".join(v.path.split("/")[-2:]): v for v in net.weights}
@@ -73,9 +72,7 @@ def main() -> None:
     for name, tensor in keras_tensors(shapes).items():
         variables[name].assign(tensor)
     views = []
-    for (
-        photo
-    ) in samples.pictures():  # smaller side to 256, centre crop, as the ports report
+    for photo in samples.pictures():  # side 256, centre crop, as the ports report
         photo = photo.resize((int(640 * 256 / 427), 256), PIL.Image.Resampling.BILINEAR)
         left, top = round((photo.size[0] - 224) / 2), 16
         views.append(np.asarray(photo.crop((left, top, left + 224, top + 224))))
