@@ -70,9 +70,6 @@ def start_python(
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    # They run their programs more often than tests do, and wait for them.
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags = flags.replace("optimization_level=0", "optimization_level=1")
     return [
         subprocess.Popen(
             [
@@ -87,7 +84,6 @@ def start_python(
                 "PYTHONPATH": path,
                 "JAX_PLATFORMS": "cpu",
                 "JAX_NUM_CPU_DEVICES": str(devices[i]),
-                "XLA_FLAGS": flags,
                 **(environment or {}),
             },
             cwd=folders[i] if folders else None,
