@@ -39,7 +39,7 @@ from vgg_flax.weights.card import ModelCard
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests call a program once or twice, so here LLVM thinks not at all: a third less.
-# The processes that they start run theirs four times as fast for it, and more often.
+# The processes that they start take many steps, each a quarter as long as it is so.
 jax.config.update("jax_disable_most_optimizations", bool(os.environ["XLA_FLAGS"]))
 
 

@@ -182,7 +182,7 @@ class Conv(nn.Module):
         """`self.param` in `dtype`; a param that is there is not initialised again.
 
         Flax traces the initialiser in every call to learn its shape: a third of the
-        time that a whole net takes to trace.
+        time that vgg16 takes to trace.
         """
         if not self.has_variable("params", name):
             value = self.param(name, initializer, shape, self.param_dtype)
@@ -190,6 +190,6 @@ class Conv(nn.Module):
             value = self.get_variable("params", name)
             if jnp.shape(value) != shape:
                 raise flax.errors.ScopeParamShapeError(
-                    name, "/".join(self.path), jnp.shape(value), shape
+                    name, "/" + "/".join(self.path), jnp.shape(value), shape
                 )
         return jnp.asarray(value, self.dtype)
