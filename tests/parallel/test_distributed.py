@@ -60,9 +60,8 @@ def wait_for_steps(started: list[processes.Process], workdir: pathlib.Path) -> N
     processes.wait_for(started, made_some)
 
 
-@pytest.mark.parametrize(  # the next test sends SIGTERM to one of two, too
-    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
-)
+@pytest.mark.slow  # the next test, which is not, sends SIGTERM to one of two, too
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process_stops_both_at_one_step(
     number: signal.Signals, long_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

@@ -218,6 +218,7 @@ def test_a_signal_saves_the_step_and_says_how_to_resume(
     assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
 
 
+@pytest.mark.slow
 def test_a_signal_during_evaluation_loses_nothing(tmp_path: pathlib.Path) -> None:
     root = tmp_path / "images"
     for split, count in (("train", 32), ("val", 64)):
