@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags, logging
 
-from vgg_flax import errors
+from vgg_flax import config, errors
 from vgg_flax.config import recipe, reference
 
 # Shown by --help, which takes % for the program's name.
@@ -23,6 +23,7 @@ def main(_: list[str]) -> None:
     """Runs the config of the flags in the workdir of the flags."""
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell each step they take
     path, settings = recipe.of_flags()
+    settings = config.check(settings)
     # Not before: a mistake in the flags is told at once, these take seconds.
     from vgg_flax.parallel import distributed
     from vgg_flax.training import objectives, trainer
