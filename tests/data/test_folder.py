@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 
 from vgg_flax import config, errors
-from vgg_flax.data import batches, folder, imagenet, splits
+from vgg_flax.data import SUFFIXES, DataError, batches, folder, imagenet, splits
+from vgg_flax.images import codec
 
 
 def write_image(path: pathlib.Path, red: int = 0) -> None:
@@ -28,8 +29,9 @@ def write_split(root: pathlib.Path, split: str, **counts: int) -> None:
 
 def listed(root: pathlib.Path, split: str, num_classes: int = 3) -> dict[str, int]:
     """`{"train/cat/000.png": label}` as `list_images` says."""
-    items, _ = folder.list_images(str(root), split, num_classes)
-    found = {str(path.relative_to(root)): label for path, label in items}
+    class_names = folder.class_names(str(root), [split], num_classes)
+    items = folder.list_images(str(root), split, class_names).items
+    found = {str(item.path.relative_to(root)): item.label for item in items}
     assert len(found) == len(items)
     return found
 
@@ -54,31 +56,64 @@ def keys(root: pathlib.Path, split: str, num_classes: int = 3) -> list[str]:
 # ROOT/SPLIT/CLASS/*
 
 
-def test_images_are_told_by_their_suffix_in_any_case(tmp_path: pathlib.Path):
-    images = [
-        "a.jpg",
-        "b.JPEG",
-        "c.png",
-        "d.webp",
-        "e.JPG",
-        "f.Jpeg",
-        "g.PNG",
-        "h.WebP",
-    ]
-    others = ["i.txt", "j.gif", "k.npy", "jpg", "l.jpg.part", "Thumbs.db"]
-    for name in images + others:
-        write_image(tmp_path / "train" / "cat" / name)
-    write_image(tmp_path / "train" / "stray.jpg")  # beside the classes
-    assert listed(tmp_path, "train") == {f"train/cat/{name}": 0 for name in images}
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_can_be_decoded_is_an_image(suffix: str, tmp_path: pathlib.Path):
+    path = tmp_path / "train" / "cat" / f"a{suffix.upper()}"
+    path.parent.mkdir(parents=True)
+    kind = PIL.Image.registered_extensions()[suffix]
+    mode = "1" if suffix == ".pbm" else "RGB"
+    PIL.Image.new(mode, (4, 5), 1).save(path, "PNG" if suffix == ".apng" else kind)
+    opened = splits.open_split(settings(tmp_path), "train", 1)
+    assert codec.decode(opened.records[0]["image"]).shape == (5, 4, 3)
+    assert opened.remarks == ()
+
+
+def test_files_that_are_left_out_are_told_by_kind(tmp_path: pathlib.Path):
+    root = tmp_path / "train"
+    for name in ("a.jpg", "b.JPEG", "c.WebP", "deep/er/d.gif", "deep/e.bmp"):
+        write_image(root / "cat" / name)
+    others = ["i.txt", "deep/j.TXT", "k.npy", "jpg", "l.jpg.part", "Thumbs.db"]
+    for name in [*others, ".hidden.jpg", "._a.jpg", "__MACOSX/a.jpg"]:
+        write_image(root / "cat" / name)
+    write_image(root / "stray.jpg")
+    write_image(root / "__MACOSX" / "cat" / "f.jpg")
+    names = ["a.jpg", "b.JPEG", "c.WebP", "deep/e.bmp", "deep/er/d.gif"]
+    assert listed(tmp_path, "train") == {f"train/cat/{name}": 0 for name in names}
+    assert splits.open_split(settings(tmp_path), "train", 1).remarks == (
+        "left out in train: 1 .db, 1 .jpg beside the class folders, 1 .npy, 1 .part, "
+        "2 .txt, 1 without a suffix",
+    )
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path: pathlib.Path):
+    write_image(tmp_path / "elsewhere" / "deep" / "a.png")
+    cat = tmp_path / "train" / "cat"
+    write_image(cat / "b.png")
+    (cat / "linked").symlink_to(tmp_path / "elsewhere")
+    (cat / "round").symlink_to(tmp_path / "train")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    names = ("b.png", "linked/deep/a.png")
+    assert listed(tmp_path, "train") == {f"train/cat/{name}": 0 for name in names}
+
+
+def test_the_first_level_is_the_class(tmp_path: pathlib.Path):
+    for name in ("ant/1/a.png", "ant/2/a.png", "bee/ant/a.png"):
+        write_image(tmp_path / "train" / name)
+    assert listed(tmp_path, "train") == {
+        "train/ant/1/a.png": 0,
+        "train/ant/2/a.png": 0,
+        "train/bee/ant/a.png": 1,
+    }
 
 
 def test_classes_are_the_sorted_folders(tmp_path: pathlib.Path):
     for name in ("wolf", "Ant", "bee"):
         write_split(tmp_path, "train", **{name: 2})
-    items, class_names = folder.list_images(str(tmp_path), "train", 3)
+    class_names = folder.class_names(str(tmp_path), ["train"], 3)
     assert class_names == ("Ant", "bee", "wolf")
-    assert len(items) == 6
-    assert all(class_names[label] == path.parent.name for path, label in items)
+    found = listed(tmp_path, "train")
+    assert len(found) == 6
+    assert all(name.split("/")[1] == class_names[i] for name, i in found.items())
 
 
 def test_records_hold_the_files_bytes_label_and_path(tmp_path: pathlib.Path):
@@ -144,8 +179,11 @@ def test_an_empty_class_is_named(tmp_path: pathlib.Path):
     write_split(tmp_path, "train", ant=1, cat=1)
     (tmp_path / "train" / "bee").mkdir()
     (tmp_path / "train" / "bee" / "notes.txt").write_text("no bees yet")
-    with pytest.raises(folder.FolderError, match="train/bee holds no image"):
-        listed(tmp_path, "train")
+    with pytest.raises(DataError, match=r"no image.*in \['train/bee'\].*remove the"):
+        splits.open_split(settings(tmp_path), "train", 3)
+    (tmp_path / "train" / "bee" / "notes.txt").unlink()
+    (tmp_path / "train" / "bee").rmdir()  # as it says
+    assert len(splits.open_split(settings(tmp_path), "train", 2)) == 2
 
 
 def test_a_missing_split_is_named_beside_those_there_are(tmp_path: pathlib.Path):
@@ -173,17 +211,57 @@ def test_a_split_without_class_folders_is_refused(
         listed(tmp_path, "train")
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_splits_that_differ_in_classes_are_refused(split: str, tmp_path: pathlib.Path):
+@pytest.mark.parametrize("there", [True, False], ids=["empty", "deleted"])
+def test_a_split_may_lack_classes_and_tells_which(there: bool, tmp_path: pathlib.Path):
+    write_split(tmp_path, "train", ant=1, bee=1, cat=1)
+    write_split(tmp_path, "val", bee=2)
+    if there:
+        (tmp_path / "val" / "ant").mkdir()
+    train = splits.open_split(settings(tmp_path), "train", 3)
+    opened = splits.open_split(settings(tmp_path), "val", 3, train.class_names)
+    assert opened.class_names == ("ant", "bee", "cat") and train.remarks == ()
+    assert {record["label"] for record in opened.records} == {1}
+    assert opened.remarks == ("no image of 'ant', 'cat'",)
+
+
+def test_images_of_unknown_classes_are_refused(tmp_path: pathlib.Path):
     write_split(tmp_path, "train", ant=1, bee=1)
     write_split(tmp_path, "val", ant=1, cat=1)
-    with pytest.raises(folder.FolderError) as caught:
-        listed(tmp_path, split)
-    message = str(caught.value)
-    assert str(tmp_path / "train") in message and str(tmp_path / "val") in message
-    assert (
-        "bee" in message and "cat" in message and "ant" not in message.split("in ")[1]
+    train = splits.open_split(settings(tmp_path), "train", 2)
+    with pytest.raises(folder.FolderError, match=r"val has images of 'cat', and labe"):
+        splits.open_split(settings(tmp_path), "val", 2, train.class_names)
+    (tmp_path / "val" / "cat" / "000.png").unlink()  # an empty folder of one is none
+    opened = splits.open_split(settings(tmp_path), "val", 2, train.class_names)
+    assert len(opened) == 1
+
+
+def test_splits_that_are_not_in_use_are_not_looked_at(tmp_path: pathlib.Path):
+    write_split(tmp_path, "train", ant=1, bee=1)
+    for name in ("runs/mine/checkpoints", "__MACOSX/train/ant", "annotations/xml"):
+        (tmp_path / name).mkdir(parents=True)
+    assert len(splits.open_split(settings(tmp_path), "train", 2)) == 2
+
+
+def test_added_splits_have_their_classes_together(tmp_path: pathlib.Path):
+    write_split(tmp_path, "train", ant=1, cat=1)
+    write_split(tmp_path, "more", bee=2)
+    opened = splits.open_split(settings(tmp_path), "train+more", 3)
+    assert opened.class_names == ("ant", "bee", "cat")
+    labels = {r["key"].split("/")[-2]: r["label"] for r in opened.records}
+    assert labels == {"ant": 0, "bee": 1, "cat": 2} and opened.remarks == ()
+
+
+def test_a_fingerprint_is_of_the_images_and_not_of_the_place(tmp_path: pathlib.Path):
+    for place in ("here", "there"):
+        write_split(tmp_path / place, "train", ant=2, bee=2)
+    here, there = (
+        splits.fingerprint(splits.open_split(settings(tmp_path / place), "train", 2))
+        for place in ("here", "there")
     )
+    assert here == there
+    (tmp_path / "there/train/bee").rename(tmp_path / "there/train/eel")
+    moved = splits.open_split(settings(tmp_path / "there"), "train", 2)
+    assert splits.fingerprint(moved) != here
 
 
 @pytest.mark.parametrize(

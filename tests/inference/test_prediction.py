@@ -63,7 +63,7 @@ def expected_top(tested: net.Net, path: str, top: int) -> tuple[list[int], np.nd
 
 
 def test_folders_are_searched_and_files_taken_as_they_are(images: pathlib.Path) -> None:
-    assert names(prediction.find_images([images]), images) == [
+    assert names(prediction.find_images([images])[0], images) == [
         "china.png",
         "flower.png",
         "more/china.JPG",
@@ -74,7 +74,7 @@ def test_folders_are_searched_and_files_taken_as_they_are(images: pathlib.Path) 
     ]
     deep = images / "more" / "deep"
     chosen = [images / "notes.txt", deep / "flower.webp", deep]
-    assert names(prediction.find_images(chosen), images) == [
+    assert names(prediction.find_images(chosen)[0], images) == [
         "notes.txt",
         "more/deep/flower.webp",
         "more/deep/china.webp",
@@ -92,7 +92,7 @@ def test_no_such_path_and_no_image_are_named(tmp_path: pathlib.Path) -> None:
 def test_each_image_gets_its_own_classes_in_any_batch(
     tested: net.Net, images: pathlib.Path, batch_size: int
 ) -> None:
-    paths = prediction.find_images([images])
+    paths, _ = prediction.find_images([images])
     counts: list[int] = []
     predictions, unreadable = prediction.predict(
         tested, paths, top=4, batch_size=batch_size, after_image=counts.append
@@ -113,7 +113,7 @@ def test_each_image_gets_its_own_classes_in_any_batch(
 def test_all_classes_are_given_where_there_are_fewer_than_asked(
     tested: net.Net, images: pathlib.Path
 ) -> None:
-    paths = prediction.find_images([images / "china.png"])
+    paths, _ = prediction.find_images([images / "china.png"])
     ((found,), _) = prediction.predict(tested, paths, top=99)
     assert sorted(guess.index for guess in found.top) == list(range(10))
     assert sum(guess.probability for guess in found.top) == pytest.approx(1)
@@ -129,7 +129,7 @@ def test_bad_images_are_told_apart_wherever_they_stand(
     cut = (images / "china.png").read_bytes()[:500]
     (images / "more" / "zz.png").write_bytes(cut)
     (images / "empty.jpg").write_bytes(b"")
-    paths = [*prediction.find_images([images]), epath.Path(images / "gone.png")]
+    paths = [*prediction.find_images([images])[0], epath.Path(images / "gone.png")]
     predictions, unreadable = prediction.predict(tested, paths, batch_size=2)
     assert names([epath.Path(path) for path in unreadable], images) == [
         "bad.png",
@@ -146,7 +146,7 @@ def test_bad_images_are_told_apart_wherever_they_stand(
 
 def test_imagenets_classes_have_names(images: pathlib.Path) -> None:
     tested = random_net("vgg11", num_classes=1000)
-    paths = prediction.find_images([images / "china.png"])
+    paths, _ = prediction.find_images([images / "china.png"])
     for class_names in (imagenet.synsets(), ()):
         named = tested.replace(class_names=class_names)
         named.variables["params"]["fc8"]["bias"] = np.eye(1000)[980] * 50
@@ -206,6 +206,7 @@ def test_the_commands_json_says_everything(
         )
     assert [bad["path"] for bad in found["unreadable"]] == [str(images / "bad.png")]
     assert captured.err.splitlines()[1:] == [
+        "left out: 1 .txt",
         f"unreadable: {images}/bad.png: cannot decode 10 bytes as an image: "
         "no known format",
         "1 of 8 images could not be read",

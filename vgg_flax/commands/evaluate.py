@@ -144,6 +144,8 @@ def _run(options: argparse.Namespace) -> int:
         label_set=options.label_set,
         label_file=options.label_file,
     )
+    for remark in images.split.remarks:
+        console.say(f"{images.split.name}: {remark}")
     settings = Settings(options.batch_size, options.matmul_precision)
     try:
         result, outcomes = evaluate.evaluate(

@@ -47,6 +47,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from vgg_flax import console, storage
+    from vgg_flax.data import folder
     from vgg_flax.images import codec
     from vgg_flax.inference import heatmap, prediction
 
@@ -56,7 +57,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.heatmap is not None:
         heatmap.check_scale(net, options.scale)
         storage.check_output("--heatmap", epath.Path(options.heatmap) / "heatmap.png")
-    paths = prediction.find_images(options.images)
+    paths, left_out = prediction.find_images(options.images)
+    if left_out:
+        print(f"left out: {folder.describe(left_out)}", file=sys.stderr)
     with console.bar(len(paths), "image") as bar:
         predictions, unreadable = prediction.predict(
             net,

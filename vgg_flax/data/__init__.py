@@ -4,7 +4,13 @@ from typing import Any, Protocol
 
 from vgg_flax.errors import VGGFlaxError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of image files, in any case
+# Of image files, in any case: those that Pillow decodes to pixels by itself.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".jpx", ".j2k"),
+    *(".png", ".apng", ".gif", ".webp", ".avif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".tga"),
+    *(".pbm", ".pgm", ".pnm", ".ppm"),
+)
 
 
 class DataError(VGGFlaxError):

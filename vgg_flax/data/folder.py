@@ -1,10 +1,13 @@
-"""Images in plain folders: `ROOT/SPLIT/CLASS/*`, or ImageNet's flat `ROOT/val/*`."""
+"""Images in plain folders: `ROOT/SPLIT/CLASS/**`, or ImageNet's flat `ROOT/val/*`."""
 
+import collections
+import dataclasses
 import hashlib
+import os
 import random
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -18,7 +21,15 @@ class FolderError(DataError):
     """A folder that is missing, empty, or laid out in another way."""
 
 
-Item = tuple[epath.Path, int]  # an image's path and its label
+LeftOut = collections.Counter[str]  # files that were not taken, by their kind
+
+
+class Item(NamedTuple):
+    """An image file: where it is, its label, and its path within the split's folder."""
+
+    path: epath.Path
+    label: int
+    name: str
 
 
 class ImageFiles:
@@ -31,41 +42,113 @@ class ImageFiles:
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path, label = self._items[index]
+        path, label, _ = self._items[index]
         return {"image": path.read_bytes(), "label": label, "key": str(path)}
+
+    def labels(self) -> set[int]:
+        """Those that there are images of."""
+        return {item.label for item in self._items}
 
     def listing(self) -> str:
         """The images in their order, as CLASS/NAME, a line each; none is looked at."""
-        return "\n".join(f"{p.parent.name}/{p.name}" for p, _ in self._items)
+        return "\n".join(item.name for item in self._items)
 
     def fingerprint(self) -> str:
         """A hash of the images' names, classes and sizes; none of them is read."""
         facts = [
-            (path.parent.name, path.name, _length(path), label)
-            for path, label in self._items
+            (*item.name.rsplit("/", 1), _length(item.path), item.label)
+            for item in self._items
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _length(path: epath.Path) -> int:
-    try:
-        return path.stat().length
-    except OSError:  # a link to nowhere: who reads it will say so
-        return -1
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a split's folder holds.
+
+    Attributes:
+      items: its labelled images.
+      empty: the classes whose folders have none.
+      left_out: how many files were not taken, by their kind.
+    """
+
+    items: list[Item] = dataclasses.field(default_factory=list)
+    empty: list[str] = dataclasses.field(default_factory=list)
+    left_out: LeftOut = dataclasses.field(default_factory=collections.Counter)
 
 
-def list_images(
-    root: str, split: str, num_classes: int
-) -> tuple[list[Item], tuple[str, ...]]:
-    """The labelled files of one split's folder, and the names of the classes.
+def find_images(folder: epath.Path, left_out: LeftOut) -> Iterator[epath.Path]:
+    """The image files in `folder` at any depth, by their suffix in any case, sorted.
 
-    The order is a fixed shuffle of the sorted paths, so that a slice such as
-    `train[90%:]` holds every class. Classes are the sorted folder names; where
-    `num_classes` is 1000 and all the folders are synsets, they are ImageNet's.
+    Hidden ones are passed over. A link to a folder is followed, unless it leads back
+    to one that it is in.
+
+    Args:
+      folder: to look in.
+      left_out: counts the other files.
+    """
+    yield from _walk(folder, left_out, (os.path.realpath(folder),))
+
+
+def _walk(
+    folder: epath.Path, left_out: LeftOut, above: tuple[str, ...]
+) -> Iterator[epath.Path]:
+    for path in _visible(folder):
+        if path.is_dir():
+            there = os.path.realpath(path)
+            if not any(f"{one}/".startswith(f"{there}/") for one in above):
+                yield from _walk(path, left_out, (*above, there))
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+        else:
+            left_out[path.suffix.lower() or "without a suffix"] += 1
+
+
+def describe(left_out: LeftOut) -> str:
+    """ "12 .txt, 1 without a suffix"; empty if there were none."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+
+
+def class_names(root: str, splits: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The classes of some splits' folders together, in the order of their labels.
+
+    They are the sorted folder names; where `num_classes` is 1000 and all the folders
+    are synsets, or there are none but ImageNet's flat images, they are ImageNet's.
 
     Raises:
-      FolderError: no such folder, an empty class, or no images at all.
+      FolderError: no such folder.
     """
+    names = {name for split in splits for name in _folders(_split_folder(root, split))}
+    synsets = imagenet.synsets()
+    is_imagenet = num_classes == len(synsets) or not names
+    return synsets if is_imagenet and names <= set(synsets) else tuple(sorted(names))
+
+
+def list_images(root: str, split: str, class_names: Sequence[str]) -> Listing:
+    """The labelled files of one split's folder, and what there is besides.
+
+    The order is a fixed shuffle of the sorted paths, so that a slice such as
+    `train[90%:]` holds every class.
+
+    Args:
+      root: of the splits.
+      split: its folder.
+      class_names: in the order of the labels; the folder may lack some of them.
+
+    Raises:
+      FolderError: no such folder, images of another class, or neither folders of
+        classes nor ImageNet's flat images.
+    """
+    folder = _split_folder(root, split)
+    if names := _folders(folder):
+        listing = _list_classes(folder, names, class_names)
+    else:
+        listing = _list_flat(folder, class_names)
+    random.Random(0).shuffle(listing.items)
+    return listing
+
+
+def _split_folder(root: str, split: str) -> epath.Path:
     folder = epath.Path(root) / split
     if not folder.is_dir():
         there = _folders(epath.Path(root)) if epath.Path(root).is_dir() else []
@@ -73,48 +156,39 @@ def list_images(
             f"{folder} is not a folder; expected {root}/SPLIT/CLASS/*.jpg, and the "
             f"splits there are: {', '.join(there) or 'none'}"
         )
-    if _folders(folder):
-        items, class_names = _list_classes(epath.Path(root), split, num_classes)
-    else:
-        items, class_names = _list_flat(folder)
-    random.Random(0).shuffle(items)
-    return items, class_names
+    return folder
 
 
 def _list_classes(
-    root: epath.Path, split: str, num_classes: int
-) -> tuple[list[Item], tuple[str, ...]]:
-    names = _folders(root / split)
-    for other in _folders(root) if split else []:
-        if _folders(root / other) not in ([], names):
-            differing = sorted(set(_folders(root / other)) ^ set(names))
-            raise FolderError(
-                f"{root / split} and {root / other} differ in classes {differing}; "
-                "each split needs a folder for every class"
-            )
-    synsets = imagenet.synsets()
-    is_imagenet = num_classes == len(synsets) and set(names) <= set(synsets)
-    class_names = synsets if is_imagenet else tuple(names)
+    folder: epath.Path, names: Sequence[str], class_names: Sequence[str]
+) -> Listing:
+    listing, strangers = Listing(), []
+    for path in _visible(folder):
+        if not path.is_dir():
+            listing.left_out[f"{path.suffix.lower()} beside the class folders"] += 1
     label_of = {name: label for label, name in enumerate(class_names)}
-    items: list[Item] = []
     for name in names:
-        files = _images(root / split / name)
-        if not files and not split and _folders(root / name):
-            raise FolderError(
-                f"{root / name} holds folders, and no image; is it a split? Then name "
-                f"it: --split {name}"
+        paths = list(find_images(folder / name, listing.left_out))
+        if not paths:
+            listing.empty.append(name)
+        elif name not in label_of:
+            strangers.append(name)
+        else:
+            listing.items.extend(
+                Item(path, label_of[name], f"{name}/{path.relative_to(folder / name)}")
+                for path in paths
             )
-        if not files:
-            raise FolderError(
-                f"{root / split / name} holds no image ({', '.join(SUFFIXES)}); "
-                "add some, or remove the folder"
-            )
-        items += [(path, label_of[name]) for path in files]
-    return items, class_names
+    if strangers:
+        raise FolderError(
+            f"{folder} has images of {some(strangers)}, and labels are of "
+            f"{some(class_names)}; rename such folders, or move them away"
+        )
+    return listing
 
 
-def _list_flat(folder: epath.Path) -> tuple[list[Item], tuple[str, ...]]:
-    files = _images(folder)
+def _list_flat(folder: epath.Path, class_names: Sequence[str]) -> Listing:
+    listing = Listing()
+    files = list(find_images(folder, listing.left_out))
     matches = [IMAGENET_VALIDATION.fullmatch(path.name) for path in files]
     numbers = [int(match[1]) for match in matches if match]
     if not files or len(numbers) < len(files):
@@ -129,10 +203,24 @@ def _list_flat(folder: epath.Path) -> tuple[list[Item], tuple[str, ...]]:
             f"{folder} has image number {wrong}; ImageNet's validation images "
             f"are numbered 1 to {len(truth)}"
         )
-    synsets = imagenet.synsets()
-    label_of = {name: label for label, name in enumerate(synsets)}
-    labels = (label_of[truth[number - 1]] for number in numbers)
-    return list(zip(files, labels, strict=True)), synsets
+    synsets = [truth[number - 1] for number in numbers]
+    label_of = {name: label for label, name in enumerate(class_names)}
+    if strangers := sorted(set(synsets) - set(label_of)):
+        raise FolderError(
+            f"{folder} holds ImageNet's validation images, of {some(strangers)}, and "
+            f"labels are of {some(class_names)}"
+        )
+    listing.items.extend(
+        Item(path, label_of[synset], f"{folder.name}/{path.name}")
+        for path, synset in zip(files, synsets, strict=True)
+    )
+    return listing
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five of some names, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _validation_synsets() -> list[str]:
@@ -142,17 +230,20 @@ def _validation_synsets() -> list[str]:
 
 
 def _folders(folder: epath.Path) -> list[str]:
-    return sorted(p.name for p in _visible(folder) if p.is_dir())
-
-
-def _images(folder: epath.Path) -> list[epath.Path]:
-    return sorted(
-        path
-        for path in _visible(folder)
-        if path.suffix.lower() in SUFFIXES and not path.is_dir()
-    )
+    return [path.name for path in _visible(folder) if path.is_dir()]
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:
-    """Without .cache folders and the ._NAME.jpg files that macOS leaves."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    """Sorted; without .cache folders, and what macOS leaves: ._NAME.jpg, __MACOSX."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.name != "__MACOSX"
+    )
+
+
+def _length(path: epath.Path) -> int:
+    try:
+        return path.stat().length
+    except OSError:  # a link to nowhere: who reads it will say so
+        return -1

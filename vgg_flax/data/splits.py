@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from vgg_flax.config import DataConfig
-from vgg_flax.data import DataError, RandomAccess, folder, prepared
+from vgg_flax.data import SUFFIXES, DataError, folder, prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,24 +21,41 @@ class Split:
       name: such as "digits/train[:90%]".
       records: each `{"image": bytes, "label": int, "key": str}`.
       class_names: in the order of the labels.
+      remarks: what a person should know of it: classes without images, other files.
     """
 
     name: str
     records: Any  # RandomAccess; grain's own protocol wants more of it
     class_names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
 
 
-def open_split(config: DataConfig, split: str, num_classes: int) -> Split:
+def open_split(
+    config: DataConfig, split: str, num_classes: int, class_names: Sequence[str] = ()
+) -> Split:
     """Opens `split` ("train", "train[:90%]", "train[:5]+test") of the data set.
+
+    Args:
+      config: of the data.
+      split: in TFDS' split language.
+      num_classes: that the net has.
+      class_names: that the labels stand for; none: this is the split that says it.
 
     Raises:
       DataError: no such data set or split, not prepared, empty, or its number of
         classes is not `num_classes`.
     """
-    opened = open_any_split(config.name, config.data_dir, split, num_classes)
+    opened = open_any_split(
+        config.name,
+        config.data_dir,
+        split,
+        num_classes,
+        class_names,
+        every_class=not class_names,
+    )
     if len(opened.class_names) != num_classes:
         count = len(opened.class_names)
         raise DataError(
@@ -47,7 +65,15 @@ def open_split(config: DataConfig, split: str, num_classes: int) -> Split:
     return opened
 
 
-def open_any_split(name: str, data_dir: str, split: str, num_classes: int) -> Split:
+def open_any_split(
+    name: str,
+    data_dir: str,
+    split: str,
+    num_classes: int,
+    class_names: Sequence[str] = (),
+    *,
+    every_class: bool = False,
+) -> Split:
     """Opens a split whatever its number of classes.
 
     Args:
@@ -55,17 +81,23 @@ def open_any_split(name: str, data_dir: str, split: str, num_classes: int) -> Sp
       data_dir: TFDS' data_dir, or the folder.
       split: in TFDS' split language.
       num_classes: 1000 lets a folder of synsets have ImageNet's labels.
+      class_names: that a folder's labels stand for, and of which it may lack some;
+        none: those of its own folders.
+      every_class: whether a class folder without images is an error.
 
     Raises:
       DataError: no such data set or split, not prepared, or empty.
     """
+    remarks: tuple[str, ...] = ()
     if name == "folder":
-        records, class_names = _open_folder(data_dir, split, num_classes)
+        records, class_names, remarks = _open_folder(
+            data_dir, split, num_classes, class_names, every_class
+        )
     else:
         records, class_names = prepared.open_split(name, data_dir, split)
     if not len(records):
         raise DataError(f"{name}/{split} is empty; give a split with examples in it")
-    return Split(f"{name}/{split}", records, class_names)
+    return Split(f"{name}/{split}", records, tuple(class_names), remarks)
 
 
 def fingerprint(split: Split) -> str:
@@ -76,17 +108,24 @@ def fingerprint(split: Split) -> str:
     """
     places = np.unique(np.linspace(0, len(split) - 1, 16).astype(int))
     digest = hashlib.sha256(f"{len(split)}".encode())
+    is_folder = isinstance(split.records, folder.ImageFiles)
     for record in (split.records[int(place)] for place in places):
-        digest.update(f"{record['key']} {record['label']}".encode())
+        key = "" if is_folder else record["key"]  # a path: folders may be moved
+        digest.update(f"{key} {record['label']}".encode())
         digest.update(record["image"])
-    if isinstance(split.records, folder.ImageFiles):
+    if is_folder:
         digest.update(split.records.listing().encode())
     return digest.hexdigest()[:12]
 
 
 def _open_folder(
-    root: str, split: str, num_classes: int
-) -> tuple[RandomAccess, tuple[str, ...]]:
+    root: str,
+    split: str,
+    num_classes: int,
+    class_names: Sequence[str],
+    every_class: bool,
+) -> tuple[folder.ImageFiles, Sequence[str], tuple[str, ...]]:
+    """The images, the classes that the labels stand for, and remarks."""
     if not root:
         raise DataError(
             "config.data.name='folder' needs the folder that holds SPLIT/CLASS/*: "
@@ -95,15 +134,53 @@ def _open_folder(
     try:
         instruction = tfds.core.ReadInstruction.from_spec(split)
         names = [part.split("[")[0].strip() for part in split.split("+")]
-        listed = {name: folder.list_images(root, name, num_classes) for name in names}
+        class_names = class_names or folder.class_names(root, names, num_classes)
+        listed = {name: folder.list_images(root, name, class_names) for name in names}
         sizes = {
-            name: types.SimpleNamespace(num_examples=len(items))
-            for name, (items, _) in listed.items()
+            name: types.SimpleNamespace(num_examples=len(listing.items))
+            for name, listing in listed.items()
         }
         parts = instruction.to_absolute(sizes)
     except (ValueError, AttributeError) as error:  # AttributeError: slices of shards
         raise DataError(f"split {split!r} of {root}: {error}") from error
-    items = [
-        i for part in parts for i in listed[part.splitname][0][part.from_ : part.to]
-    ]
-    return folder.ImageFiles(items), listed[names[0]][1]
+    images = folder.ImageFiles(
+        [
+            i
+            for part in parts
+            for i in listed[part.splitname].items[part.from_ : part.to]
+        ]
+    )
+    empty = [f"{name}/{one}" for name in listed for one in listed[name].empty]
+    if empty and every_class:
+        raise DataError(
+            f"in {root} there is no image ({', '.join(SUFFIXES)}) in {empty}: "
+            "nothing to learn these classes from; add some, or remove the folders"
+        )
+    return images, class_names, _remarks(images, class_names, listed)
+
+
+def open_folder(path: str, num_classes: int) -> Split:
+    """Opens all of a folder that holds CLASS/*: see `open_any_split`."""
+    class_names = folder.class_names(path, [""], num_classes)
+    listing = folder.list_images(path, "", class_names)
+    images = folder.ImageFiles(listing.items)
+    if not len(images):
+        raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+    return Split(
+        path, images, class_names, _remarks(images, class_names, {"": listing})
+    )
+
+
+def _remarks(
+    images: folder.ImageFiles,
+    class_names: Sequence[str],
+    listed: Mapping[str, folder.Listing],
+) -> tuple[str, ...]:
+    remarks = []
+    if lacking := sorted(set(range(len(class_names))) - images.labels()):
+        remarks.append(f"no image of {folder.some([class_names[i] for i in lacking])}")
+    for name, listing in listed.items():
+        if listing.left_out:
+            where = f" in {name}" * bool(name)
+            remarks.append(f"left out{where}: {folder.describe(listing.left_out)}")
+    return tuple(remarks)

@@ -84,8 +84,8 @@ def open_images(
     # Of -A and -R the folders' own names say which classes take part.
     asked = 0 if label_set in ("v2", "a", "r") else num_classes
     if is_folder and not split:
-        items, class_names_there = folder.list_images(data, "", asked)
-        opened = splits.Split(data, folder.ImageFiles(items), class_names_there)
+        opened = splits.open_folder(data, asked)
+        _check_no_splits(opened, class_names)
     elif is_folder:
         opened = splits.open_any_split("folder", data, split, asked)
     else:
@@ -125,6 +125,17 @@ def _mapped(name: str, classes: Sequence[int]) -> Labels:
     return labels
 
 
+def _check_no_splits(opened: splits.Split, class_names: Sequence[str]) -> None:
+    """Refuses SPLIT/CLASS/* where CLASS/* was expected, with images at any depth."""
+    theirs, listing = opened.class_names, opened.records.listing().splitlines()
+    if not set(theirs) <= set(class_names) and all(n.count("/") > 1 for n in listing):
+        raise DataError(
+            f"{opened.name} holds folders with folders in them, {folder.some(theirs)}, "
+            "and no image besides, and the net knows no such classes; are they splits? "
+            f"Then name one: --split {theirs[0]}"
+        )
+
+
 def _check_imagenet(
     class_names: Sequence[str], num_classes: int, label_set: str
 ) -> None:
@@ -134,7 +145,7 @@ def _check_imagenet(
     if tuple(class_names) not in ((), numbers, synsets):
         raise DataError(
             f"--label-set {label_set} needs ImageNet's classes in their order; this "
-            f"net has {num_classes}: {_some(class_names)}"
+            f"net has {num_classes}: {folder.some(class_names)}"
         )
 
 
@@ -152,14 +163,14 @@ def _named_classes(
         return range(len(theirs))
     if not class_names:
         raise DataError(
-            f"{split.name} has {len(theirs)} classes, {_some(theirs)}, and the net, "
-            f"which does not name its own, has {num_classes}"
+            f"{split.name} has {len(theirs)} classes, {folder.some(theirs)}, and the "
+            f"net, which does not name its own, has {num_classes}"
         )
     strangers = [name for name in theirs if name not in class_names]
     raise DataError(
         f"{split.name} has {len(theirs)} classes that do not match the net's "
-        f"{num_classes}: the net does not know {_some(strangers)}, and has "
-        f"{_some(list(class_names))}; name the folders as the net's classes"
+        f"{num_classes}: the net does not know {folder.some(strangers)}, and has "
+        f"{folder.some(list(class_names))}; name the folders as the net's classes"
     )
 
 
@@ -169,8 +180,8 @@ def _numbered_classes(split: splits.Split, num_classes: int) -> Sequence[int]:
     strangers = [name for name in split.class_names if name not in allowed]
     if strangers:
         raise DataError(
-            f"{split.name} has folders {_some(strangers)}; ImageNet-V2's are named 0 "
-            f"to {num_classes - 1}, the net's classes"
+            f"{split.name} has folders {folder.some(strangers)}; ImageNet-V2's are "
+            f"named 0 to {num_classes - 1}, the net's classes"
         )
     return [allowed[name] for name in split.class_names]
 
@@ -186,9 +197,10 @@ def _synset_classes(split: splits.Split, num_classes: int) -> tuple[int, ...]:
         )
     if strangers or num_classes != len(synsets):
         raise DataError(
-            f"{split.name} has folders {_some(strangers or split.class_names)} and the "
-            f"net has {num_classes} classes; ImageNet-A and -R need folders of "
-            f"ImageNet's synsets and a net of {len(synsets)} classes"
+            f"{split.name} has folders "
+            f"{folder.some(strangers or split.class_names)} and the net has "
+            f"{num_classes} classes; ImageNet-A and -R need folders of ImageNet's "
+            f"synsets and a net of {len(synsets)} classes"
         )
     return tuple(synsets.index(name) for name in split.class_names)
 
@@ -228,8 +240,3 @@ def _read_text(path: str) -> str:
             "ReaL's real.json, from github.com/google-research/reassessed-imagenet"
         )
     return epath.Path(path).read_text()
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

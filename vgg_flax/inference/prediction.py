@@ -1,9 +1,9 @@
 """What a net sees in image files: the best classes, as a table, JSON and pictures."""
 
+import collections
 import dataclasses
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +13,7 @@ import tabulate
 from etils import epath
 
 from vgg_flax import data, errors
-from vgg_flax.data import imagenet
+from vgg_flax.data import folder, imagenet
 from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
 from vgg_flax.evaluation.protocols import Views
 from vgg_flax.images import codec
@@ -44,38 +44,33 @@ class Prediction:
     top: tuple[Guess, ...]
 
 
-def find_images(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
+def find_images(
+    paths: Sequence[epath.PathLike],
+) -> tuple[list[epath.Path], folder.LeftOut]:
     """The image files of `paths`, each once, in the order given and sorted in folders.
 
-    A file is taken whatever its name; in folders, and in the folders within them, the
-    files whose suffix is one of `datasets.SUFFIXES` in any case, hidden ones left out.
+    A file is taken whatever its name; in folders those that
+    `vgg_flax.data.folder.find_images` finds.
+
+    Returns:
+      The files, and how many others there were in the folders, by their kind.
 
     Raises:
       PredictionError: no such path, or a folder without images.
     """
     files_there: list[epath.Path] = []
+    left_out: folder.LeftOut = collections.Counter()
     for path in map(epath.Path, paths):
-        files = sorted(_walk(path)) if path.is_dir() else [path]
         if not path.exists():
             raise PredictionError(f"{path}: no such file or folder")
+        files = list(folder.find_images(path, left_out)) if path.is_dir() else [path]
         if not files:
             raise PredictionError(
                 f"{path} holds no image; expected {', '.join(data.SUFFIXES)} in "
                 "it or in the folders within"
             )
         files_there += files
-    return list(dict.fromkeys(files_there))
-
-
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            if not pathlib.Path(path).is_symlink():  # it may lead back here
-                yield from _walk(path)
-        elif path.suffix.lower() in data.SUFFIXES:
-            yield path
+    return list(dict.fromkeys(files_there)), left_out
 
 
 def predict(

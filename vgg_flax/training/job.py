@@ -35,6 +35,7 @@ class Job:
       objective: what is minimised and told.
       shard: which part of a batch is this process's.
       splits: "train", "test" and, if the config has one, "validation".
+      fingerprints: of each, its number of examples and a hash of what is in it.
       plan: when the run does what.
       fc_shards: how the FC kernels are cut over all devices.
       abstract_state: the state's shapes and dtypes, whole.
@@ -45,6 +46,7 @@ class Job:
     objective: Objective
     shard: Shard
     splits: dict[str, Split]
+    fingerprints: dict[str, tuple[int, str]]
     plan: Plan
     fc_shards: parallel.FCShards
     abstract_state: TrainState
@@ -76,6 +78,7 @@ class Job:
             objective,
             Shard(jax.process_index(), jax.process_count()),
             opened,
+            {k: (len(v), splits.fingerprint(v)) for k, v in opened.items()},
             Plan.of(config, len(opened["train"])),
             state_lib.make_shards(config, jax.device_count()),
             jax.eval_shape(lambda: state_lib.init_state(config)),
@@ -106,8 +109,8 @@ class Job:
             **{f"config.{k}": v for k, v in config_lib.flatten(self.config).items()},
             "workdir": str(self.workdir),
             "data": [
-                (s.name, len(s), splits.fingerprint(s), s.class_names)
-                for s in self.splits.values()
+                (s.name, self.fingerprints[k], s.class_names)
+                for k, s in self.splits.items()
             ],
             "versions": directory.versions(),
             "code": distributed.code_digest(),
@@ -127,6 +130,8 @@ class Job:
             f"steps: {plan.total_steps:,} of {config.data.batch_size} examples, "
             f"{plan.steps_per_epoch:,.1f} an epoch",
         ]
+        for split in self.splits.values():
+            lines += [f"{split.name}: {remark}" for remark in split.remarks]
         if self.fc_shards.shapes:
             lines.append(f"FC kernels: {self.fc_shards.description}")
         return lines + [f"resumed at step {step}"] * (0 < step < plan.total_steps)
@@ -217,7 +222,11 @@ def _open_splits(config: Config, objective: Objective) -> dict[str, Split]:
         wanted["validation"] = data.validation_split
     classes = config.model.num_classes
     if objective.has_classes:
-        return {k: splits.open_split(data, v, classes) for k, v in wanted.items()}
+        opened: dict[str, Split] = {}
+        for name, split in wanted.items():  # the first, of training, says which
+            names = opened["train"].class_names if opened else ()
+            opened[name] = splits.open_split(data, split, classes, names)
+        return opened
     return {
         k: splits.open_any_split(data.name, data.data_dir, v, classes)
         for k, v in wanted.items()

@@ -1,23 +1,28 @@
 """What a run starts from: its newest checkpoint, another run's params, or nothing."""
 
+import itertools
+
 import jax
 
 from vgg_flax import config as config_lib
+from vgg_flax import console
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError
 from vgg_flax.runs import checkpoint
 from vgg_flax.runs.leaves import Checkpoint, from_leaves, to_leaves
 from vgg_flax.training import state as state_lib
+from vgg_flax.training.job import Job
 from vgg_flax.training.state import TrainState
 
 
-def check_unchanged(saved: Checkpoint, config: Config) -> None:
-    """Sees that a run goes on with the settings that it was saved with.
+def check_unchanged(saved: Checkpoint, job: Job) -> None:
+    """Sees that a run goes on with the settings and the data that it was saved with.
 
     Raises:
-      ConfigError: naming those that differ, unless `config.resume_with_changes`; for
+      ConfigError: naming what differs, unless `config.resume_with_changes`; for
         another objective in any case.
     """
+    config = job.config
     earlier = config_lib.from_dict(saved.meta["config"])
     if earlier.objective != config.objective:
         raise ConfigError(
@@ -26,16 +31,44 @@ def check_unchanged(saved: Checkpoint, config: Config) -> None:
             "its best mean something else; use another --workdir, and "
             "--config.init_from to start from its params"
         )
-    differing = config_lib.differences(earlier, config)
-    if differing and not config.resume_with_changes:
-        changes = "; ".join(
-            f"config.{name}: {old!r} -> {new!r}"
-            for name, (old, new) in differing.items()
-        )
+    changes = [
+        f"config.{name}: {old!r} -> {new!r}"
+        for name, (old, new) in config_lib.differences(earlier, config).items()
+    ]
+    changes += _data_changes(saved, job)
+    if changes and not config.resume_with_changes:
         raise ConfigError(
-            f"the run is at step {saved.step} with other settings: {changes}. Use "
-            "another --workdir, or go on with --config.resume_with_changes=true"
+            f"the run is at step {saved.step} with other settings or data: "
+            f"{'; '.join(changes)}. Use another --workdir, or go on with "
+            "--config.resume_with_changes=true"
         )
+
+
+def _data_changes(saved: Checkpoint, job: Job) -> list[str]:
+    """How the classes and the splits differ from those that a step was saved with."""
+    changes = []
+    theirs, ours = saved.meta["class_names"], job.class_names
+    differing = [
+        f"{i} {old!r} -> {new!r}"
+        for i, (old, new) in enumerate(itertools.zip_longest(theirs, ours))
+        if old != new
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        changes.append(f"classes: {', '.join(differing[:3])}{more}")
+    if "data" not in saved.meta:
+        console.say(
+            f"step {saved.step} is of a version that did not record which images its "
+            "splits had; that they are the same was not checked"
+        )
+    for name, (count, digest) in saved.meta.get("data", {}).items():
+        now = job.fingerprints.get(name)
+        if now and (count, digest) != now:
+            changes.append(
+                f"{name} split: {count:,} examples -> {now[0]:,}"
+                + ", of other names or content" * (count == now[0])
+            )
+    return changes
 
 
 def new_state(config: Config) -> TrainState:

@@ -95,5 +95,6 @@ class Saver:
         return {
             "config": dataclasses.asdict(config),
             **card.to_json(),
+            "data": self._job.fingerprints,
             "evaluated": self._position.validated,
         }

@@ -130,7 +130,7 @@ def _first_state(
         lambda step, why: events.write("damaged", step=step, reason=str(why))
     )
     if saved is not None:
-        resumption.check_unchanged(saved, job.config)
+        resumption.check_unchanged(saved, job)
     if job.is_first:
         path = job.workdir / "config.json"
         with storage.whole_file(path, storage.RunDirectoryError) as file:
