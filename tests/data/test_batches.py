@@ -23,6 +23,7 @@ from vgg_flax.data import batches as batches_lib
 from vgg_flax.data import splits as splits_lib
 from vgg_flax.data.batches import Batch, DataError, Shard
 from vgg_flax.data.splits import Split
+from vgg_flax.images import codec
 
 ONE = Shard()
 
@@ -469,6 +470,63 @@ def test_a_label_out_of_range_stops_the_run(label: int, how: str, on_bad_image: 
         DataError, match=rf"image 9 has label {label}; expected 0 to 52"
     ):
         drain(settings(on_bad_image=on_bad_image), split, how)
+
+
+@pytest.fixture
+def folder_split(tmp_path: pathlib.Path) -> Split:
+    """20 images of 9 x 9 in ROOT/train/a and b, listed."""
+    for i in range(20):
+        path = tmp_path / "train" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (9, 9), (i, 0, 0)).save(path)
+    return splits_lib.open_any_split("folder", str(tmp_path), "train", 2)
+
+
+@pytest.mark.parametrize("how", ["train", "eval"])
+def test_an_image_that_vanishes_stops_the_run_or_is_left_out(
+    how: str,
+    folder_split: Split,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    path = tmp_path / "train" / "a" / "04.png"
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{path}: No such file.*on_bad_image=skip"):
+        drain(settings(), folder_split, how)
+    with caplog.at_level(logging.WARNING):
+        drain(settings(on_bad_image="skip"), folder_split, how)
+    assert f"skipped {path}: No such file" in caplog.text
+
+
+@pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
+@pytest.mark.parametrize("how", ["train", "eval"])
+@pytest.mark.parametrize("lost", ["train/a", "train"])
+def test_a_folder_that_vanishes_stops_the_run(
+    lost: str, how: str, on_bad_image: str, folder_split: Split, tmp_path: pathlib.Path
+):
+    (tmp_path / lost).rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"train/[ab] has gone, with its images; bri"):
+        drain(settings(on_bad_image=on_bad_image), folder_split, how)
+
+
+@pytest.mark.parametrize("how", ["paper", "pad_crop", "eval"])
+def test_a_long_and_narrow_image_is_left_out_like_a_bad_one(
+    how: str,
+    folder_split: Split,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    path = tmp_path / "train" / "a" / "04.png"
+    PIL.Image.new("RGB", (3000, 1)).save(path)
+    monkeypatch.setattr(codec, "MAX_PIXELS", 20_000)  # 8 x 24,000 are more
+    data = settings(train_view="paper" if how == "eval" else how)
+    skipping = dataclasses.replace(data, on_bad_image="skip")
+    with pytest.raises(DataError, match=rf"{path}: rescaled from 3000 x 1, .*=skip"):
+        drain(data, folder_split, how if how == "eval" else "train")
+    with caplog.at_level(logging.WARNING):
+        drain(skipping, folder_split, how if how == "eval" else "train")
+    assert f"skipped {path}: rescaled from 3000 x 1, " in caplog.text
 
 
 # What can't be opened

@@ -452,6 +452,17 @@ def start(arguments: list[str], devices: int) -> subprocess.Popen[str]:
     )
 
 
+def raise_nll(path: epath.Path, by: float) -> None:
+    """Rewrites a journal's results with another nll, as one who may."""
+    there = journal.Journal(path)
+    there.open()
+    for index, result in list(there.results.items()):
+        for outcome in result["experiments"]:
+            outcome["nll"] += by
+        there.add(index, {k: v for k, v in result.items() if k != "index"})
+    there.close()
+
+
 def test_interrupted_and_continued_is_uninterrupted(
     run_directory: pathlib.Path,
     digits: pathlib.Path,
@@ -482,16 +493,11 @@ def test_interrupted_and_continued_is_uninterrupted(
     kept = [json.loads(line)["key"] for line in left.read_text().splitlines()]
     assert 3 <= len(kept) < 120
     assert f"{len(kept)} of 120 images" in errors
-    pixels = {key: pathlib.Path(key).read_bytes() for key in kept}
-    for key in kept:  # whoever looks at these again will not get far
-        pathlib.Path(key).write_bytes(b"x" * len(pixels[key]))
+    # Each gets another nll, which stays if they are not computed again.
+    raise_nll(epath.Path(left), 120.0)
     with left.open("a") as stream:
         stream.write('{"index": 5, "cut o')
-    try:
-        assert cli.main(command(run_directory, digits, stopped, *flags)) == 0
-    finally:
-        for key, data in pixels.items():
-            pathlib.Path(key).write_bytes(data)
+    assert cli.main(command(run_directory, digits, stopped, *flags)) == 0
     assert not list(tmp_path.glob("*.journal"))
     results = [
         json.loads(pathlib.Path(f"{p}.json").read_text()) for p in (whole, stopped)
@@ -499,7 +505,8 @@ def test_interrupted_and_continued_is_uninterrupted(
     for name in ("count", "data", "nets", "software"):
         assert results[0][name] == results[1][name]
     first, second = (r["experiments"][0] for r in results)
-    assert first.pop("nll") == pytest.approx(second.pop("nll"), rel=1e-5)
+    expected = first.pop("nll") + len(kept)
+    assert expected == pytest.approx(second.pop("nll"), rel=1e-5)
     assert first == second
     first, second = (rows_of(pathlib.Path(f"{p}.csv")) for p in (whole, stopped))
     assert len(first) == 120
@@ -507,7 +514,8 @@ def test_interrupted_and_continued_is_uninterrupted(
         k: r["rank"] for k, r in second.items()
     }
     for key, row in first.items():
-        assert float(row["nll"]) == pytest.approx(float(second[key]["nll"]), rel=1e-4)
+        expected = float(row["nll"]) + 120 * (key in kept)
+        assert expected == pytest.approx(float(second[key]["nll"]), rel=1e-4)
     assert "120 images of" in capsys.readouterr().out
 
 
@@ -745,15 +753,69 @@ def test_a_tfds_name_is_a_data_set(
     assert result["nets"][0]["sha256"] == net.sha256 != ""
 
 
-def test_a_damaged_journal_is_not_taken_for_results(tmp_path: pathlib.Path) -> None:
-    path = epath.Path(tmp_path / "x.journal")
-    good = '{"index": 3, "key": "a", "labels": [1], "experiments": []}\n'
-    for bad in ('{"index": 4, "ke\n', "5\n", '{"index": 5}\n', "\udcff\n"):
-        content = f"{good}{bad}{good}".encode(errors="surrogateescape")
-        path.write_bytes(content)
-        with pytest.raises(journal.JournalError, match="line 2 is damaged; delete"):
-            journal.Journal(path)
-        assert path.read_bytes() == content
+@pytest.mark.parametrize("number", range(100))
+def test_a_spoiled_line_counts_for_nothing(number: int, tmp_path: pathlib.Path) -> None:
+    path, rng = epath.Path(tmp_path / "x.journal"), np.random.default_rng(number)
+    written = journal.Journal(path)
+    written.open()
+    for index in range(9):
+        outcome = {"rank": index, "nll": index / 7, "classes": [1, 2, 3]}
+        written.add(index, {"key": "a", "labels": [1], "experiments": [outcome]})
+    lines = path.read_bytes().splitlines(keepends=True)
+    place = int(rng.integers(len(lines)))
+    line = json.loads(lines[place])
+    match number % 8:
+        case 0:
+            line["experiments"][0]["rank"] += 1
+        case 1:
+            line["experiments"][0]["nll"] = float("nan")
+        case 2:
+            line["index"] = int(rng.integers(100, 200))
+        case 3:
+            line["experiments"] = []
+        case 4:
+            del line["crc32"]
+        case 5:
+            line = ["x", 5, None, "key", {}][int(rng.integers(5))]
+        case _:
+            data = bytearray(lines[place])
+            data[int(rng.integers(len(data) - 1))] ^= 1 << int(rng.integers(7))
+            lines[place] = bytes(data)
+    if number % 8 < 6:
+        lines[place] = (json.dumps(line) + "\n").encode()
+    path.write_bytes(b"".join(lines))
+    again = journal.Journal(path)
+    expected = {i: r for i, r in written.results.items() if i != place}
+    assert again.results == expected and again.spoiled >= 1
+    again.open()
+    again.add(place, {k: v for k, v in written.results[place].items() if k != "index"})
+    assert journal.Journal(path).results == written.results
+
+
+def test_images_changed_in_place_are_computed_again(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, root = tiny_net(), tmp_path / "photos"
+    for i in range(6):
+        path = root / "test" / "ab"[i % 2] / f"{i}.bmp"  # all of one length
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = samples.pictures()[i % 2].crop((30 * i, 0, 30 * i + 60, 50))
+        picture.save(path)
+    output = epath.Path(tmp_path / "out.json")
+    before, outcomes = evaluate([net], opened(str(root), net), output=output)
+    left = journal.Journal(epath.Path(tmp_path / f"out.{before['key']}.journal"))
+    left.open()
+    for outcome in outcomes:
+        kept = {k: outcome[k] for k in ("key", "labels", "experiments", "content")}
+        left.add(outcome["index"], kept)
+    raise_nll(left.path or output, 6.0)
+    changed = pathlib.Path(outcomes[2]["key"])
+    changed.write_bytes((root / "test" / "a" / "0.bmp").read_bytes())
+    whole, _ = evaluate([net], opened(str(root), net))
+    continued, _ = evaluate([net], opened(str(root), net), output=output)
+    assert continued["key"] == before["key"]
+    assert continued["nll"] == pytest.approx(whole["nll"] + 5, rel=1e-6)
+    assert "1 images are not those of before" in capsys.readouterr().err
 
 
 def test_the_journals_of_all_processes_are_one(tmp_path: pathlib.Path) -> None:

@@ -2,8 +2,12 @@
 
 import io
 import itertools
+import os
 import pathlib
 import struct
+import subprocess
+import sys
+import tracemalloc
 import warnings
 import zlib
 from collections import Counter
@@ -242,6 +246,89 @@ BROKEN = {
 def test_broken_bytes_are_an_image_error(data: bytes, channels: int):
     with pytest.raises(codec.ImageError, match=f"decode {len(data)} bytes"):
         codec.decode(data, channels)
+
+
+def claiming(file_format: str, side: int, mode: str = "RGB") -> bytes:
+    """A small image whose header says `side` x `side` pixels."""
+    data = bytearray(encode(PIL.Image.new(mode, (9, 9)), file_format))
+    small, large = ((9).to_bytes(2, "big"), side.to_bytes(2, "big"))
+    if file_format == "PPM":
+        return bytes(data).replace(b"9 9", b"%d %d" % (side, side))
+    if file_format in ("GIF", "BMP", "TGA"):
+        small, large = small[::-1], large[::-1]
+        place = {"GIF": 6, "BMP": 18, "TGA": 12}[file_format]
+        step = 4 if file_format == "BMP" else 2
+    else:  # the frame's header of a JPEG, baseline or progressive
+        place, step = data.index(b"\xff\xc0") + 5, 2
+    for at in (place, place + step):
+        assert data[at : at + 2] == small
+        data[at : at + 2] = large
+    return bytes(data)
+
+
+LIARS = {
+    "JPEG": claiming("JPEG", 65_500),
+    "grey JPEG": claiming("JPEG", 65_500, "L"),
+    "CMYK JPEG": claiming("JPEG", 65_500, "CMYK"),
+    "PNG": png(65_500, 65_500, 8, 2, None),
+    "GIF": claiming("GIF", 65_500),
+    "BMP": claiming("BMP", 65_500),
+    "TGA": claiming("TGA", 65_500),
+    "PPM": claiming("PPM", 65_500),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("data", LIARS.values(), ids=LIARS)
+def test_a_small_file_that_claims_many_pixels_takes_no_memory(
+    data: bytes, channels: int
+):
+    tracemalloc.start()
+    try:
+        with pytest.raises(codec.ImageError):
+            codec.decode(data, channels)
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_the_limit_of_pixels_holds_for_every_format(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+):
+    data = encode(picture_of(noise(20, 30)), file_format)
+    monkeypatch.setattr(codec, "MAX_PIXELS", 600)
+    assert codec.decode(data).shape == (20, 30, 3)
+    monkeypatch.setattr(codec, "MAX_PIXELS", 599)
+    with pytest.raises(codec.ImageError, match="30 x 20 pixels are more than 599, wh"):
+        codec.decode(data)
+
+
+def test_the_environment_sets_the_limit_of_pixels():
+    program = "from vgg_flax.images import codec; print(codec.MAX_PIXELS)"
+    for text, said in (("400000000", "400000000"), ("4e8", "MAX_PIXELS=4e8: expected")):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "VGG_FLAX_MAX_PIXELS": text},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert said in done.stdout + done.stderr
+
+
+def test_too_little_memory_is_that_images_error(monkeypatch: pytest.MonkeyPatch):
+    def exhaust(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    data = encode(picture_of(noise(20, 30)), "PNG")
+    monkeypatch.setattr(PIL.Image.Image, "convert", exhaust)
+    with pytest.raises(codec.ImageError, match="bytes as an image: it takes more mem"):
+        codec.decode(data)
+    monkeypatch.setattr(PIL.Image.Image, "resize", exhaust)
+    pixels = preprocessing.Preprocessing((0.5,) * 3, (0.5,) * 3, 16, 16)
+    with pytest.raises(codec.ImageError, match="more memory than there is"):
+        pixels.test_view(noise(20, 30))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])

@@ -8,12 +8,13 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from etils import epath
 
 from vgg_flax.config import DataConfig
 from vgg_flax.data import DataError
@@ -113,7 +114,7 @@ class DecodedExamples:
     def __getitem__(self, index: int) -> Batch:
         if index in self._cache:
             return self._cache[index]
-        example = _decode(self._config, self._split, self._split.records[index])
+        example = _decode(self._config, self._split, index)
         if self._config.cache:
             self._cache[index] = example
         return example
@@ -150,7 +151,7 @@ class _TrainView:
         self._view = augmentation.make_train_view(config)
 
     def __call__(self, element: Batch, rng: np.random.Generator) -> Batch:
-        example = {**element, "image": self._view(element["image"], rng)}
+        example = _view(self._config, element, lambda image: self._view(image, rng))
         if self._config.color_shift:
             example["color_shift"] = augmentation.color_shift(self._config, rng)
         return example
@@ -171,31 +172,63 @@ class _TestExamples:
             side, channels = self._config.crop_size, self._preprocessing.channels
             image = np.zeros((side, side, channels), np.uint8)
             return {"image": image, "label": np.int32(0), "mask": np.False_}
-        example = _decode(self._config, self._split, self._split.records[index])
-        example["image"] = self._preprocessing.test_view(example["image"])
-        return example
+        decoded = _decode(self._config, self._split, index)
+        return _view(self._config, decoded, self._preprocessing.test_view)
 
 
-def _decode(config: DataConfig, split: Split, record: dict[str, Any]) -> Batch:
-    """A record with its image decoded, or a masked black one if that may be."""
-    label, channels = record["label"], len(config.mean)
+def _decode(config: DataConfig, split: Split, index: int) -> Batch:
+    """A decoded record with its `key`, or a masked black one if that may be."""
+    channels = len(config.mean)
+    black = {"image": np.zeros((32, 32, channels), np.uint8), "mask": np.False_}
+    try:
+        record = split.records[index]
+    except OSError as error:
+        key = error.filename or f"image {index} of {split.name}"
+        if not epath.Path(key).parent.is_dir():
+            raise DataError(
+                f"{epath.Path(key).parent} has gone, with its images; bring it back, "
+                "and run the same command again to resume"
+            ) from error
+        _leave_out(config, key, error.strerror or str(error), error)
+        return {**black, "key": key, "label": np.int32(0)}
+    key, label = record["key"], record["label"]
     if not 0 <= label < len(split.class_names):
         raise DataError(
-            f"{record['key']} has label {label}; expected 0 to "
+            f"{key} has label {label}; expected 0 to "
             f"{len(split.class_names) - 1}: {split.name} has no labels to learn or test"
         )
-    mask = np.True_
+    example = {"key": key, "label": np.int32(label)}
     try:
         image = codec.decode(record["image"], channels)
     except codec.ImageError as error:
-        if config.on_bad_image == "stop":
-            raise DataError(
-                f"{record['key']}: {error}; replace it, or go on without it: "
-                "--config.data.on_bad_image=skip"
-            ) from error
-        logging.warning("skipped %s: %s", record["key"], error)
-        image, mask = np.zeros((32, 32, channels), np.uint8), np.False_
-    return {"image": image, "label": np.int32(label), "mask": mask}
+        _leave_out(config, key, str(error), error)
+        return {**example, **black}
+    return {**example, "image": image, "mask": np.True_}
+
+
+def _view(
+    config: DataConfig, example: Batch, view: Callable[[np.ndarray], np.ndarray]
+) -> Batch:
+    """A view of a decoded record, without its key; masked and black as `_decode`."""
+    key, mask = example["key"], example["mask"]
+    try:
+        with codec.enough_memory():
+            image = view(example["image"])
+    except codec.ImageError as error:
+        _leave_out(config, key, str(error), error)
+        side, mask = config.crop_size, np.False_
+        image = np.zeros((side, side, len(config.mean)), np.uint8)
+    return {"image": image, "label": example["label"], "mask": mask}
+
+
+def _leave_out(config: DataConfig, key: str, why: str, error: Exception) -> None:
+    """Tells that an image is left out; raises DataError where it may not be."""
+    if config.on_bad_image == "stop":
+        raise DataError(
+            f"{key}: {why}; replace it, or go on without it: "
+            "--config.data.on_bad_image=skip"
+        ) from error
+    logging.warning("skipped %s: %s", key, why)
 
 
 def read_options(config: DataConfig) -> grain.ReadOptions:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import signal
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class _Tag:
     index: int
     key: str
     labels: tuple[int, ...]  # of the classes that take part
+    content: int = 0  # crc32 of the image's bytes
 
     def __str__(self) -> str:
         return self.key
@@ -58,8 +60,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs experiments over a split, every image once.
 
-    In several processes, which must all call it alike, each evaluates its share, and
-    all return everything.
+    Several processes, which call it alike, share the images; all return everything.
 
     Args:
       nets: those that the experiments' entries count.
@@ -100,12 +101,13 @@ def evaluate(
     journal = Journal(
         output and output.parent / f"{output.stem}.{key}.journal", jax.process_index()
     )
+    seen = _Images(nets, images, experiments)
     posteriors = Posteriors(nets, settings)
-    pending = [i for i in range(total) if i not in journal.results]
+    pending = _pending(journal, seen, total)
     _check_processes(described, pending, output)  # and all have read the journals
     journal.open()
     _check_shared(journal, output)
-    _fill(journal, _Images(nets, images, experiments), posteriors, pending, total)
+    _fill(journal, seen, posteriors, pending, total)
     done = [result for _, result in sorted(journal.results.items())]
     if len(done) != total:
         raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
@@ -127,6 +129,29 @@ def evaluate(
             results.write(result, output, journal)
         journal.remove()
     return result, [image for image in done if results.counts(image)]
+
+
+def _pending(journal: Journal, images: "_Images", total: int) -> list[int]:
+    """The images to compute: those that the journal lacks, or has of other pixels."""
+    if journal.spoiled:
+        console.say(
+            f"{journal.path}: {journal.spoiled} lines are damaged, or of an earlier "
+            "version; their images are computed again"
+        )
+    done = list(journal.results.values())
+    with console.bar(len(done), "image compared") as bar:
+        changed = []
+        for result, same in zip(done, in_threads(images.is_of, done), strict=True):
+            if not same:
+                changed.append(result["index"])
+            bar.update()
+    if changed:
+        console.say(
+            f"{journal.path}: {len(changed)} images are not those of before; they are "
+            "computed again"
+        )
+    journal.forget(changed)
+    return [i for i in range(total) if i not in journal.results]
 
 
 def _check_processes(
@@ -179,6 +204,7 @@ def _fill(
                     continue
                 failed = {} if views is None else {"error": str(views)}
                 result = {"key": tag.key, "labels": [], "experiments": []}
+                result["content"] = tag.content
                 journal.add(tag.index, {**result, **failed})
                 bar.update()
 
@@ -225,7 +251,8 @@ class _Images:
             record = self._images.split.records[index]
         except OSError as error:
             return _Tag(index, str(error.filename or f"image {index}"), ()), error
-        tag = _Tag(index, record["key"], self._images.labels(record))
+        content = zlib.crc32(record["image"])
+        tag = _Tag(index, record["key"], self._images.labels(record), content)
         if not tag.labels:
             return tag, None
         try:
@@ -245,7 +272,21 @@ class _Images:
             for e in self._experiments
         ]
         labels = classes[list(tag.labels)].tolist()
-        return {"key": tag.key, "labels": labels, "experiments": outcomes}
+        return {
+            "key": tag.key,
+            "labels": labels,
+            "experiments": outcomes,
+            "content": tag.content,
+        }
+
+    def is_of(self, result: dict[str, Any]) -> bool:
+        """Whether a result is of the image that is there now, by name and content."""
+        try:
+            record = self._images.split.records[result["index"]]
+        except (OSError, IndexError):
+            return False
+        now = record["key"], zlib.crc32(record["image"])
+        return now == (result["key"], result.get("content"))
 
 
 def _views(

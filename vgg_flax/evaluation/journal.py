@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -18,13 +19,20 @@ class JournalError(VGGFlaxError):
     """A journal that something else has written into, or that has no room."""
 
 
+Result = dict[str, Any]
+
+
 class Journal:
     """Results by the index of their image, in files of JSON lines, one a process.
+
+    A line carries a crc32 of what it says. Lines that do not are damaged, or of a
+    version that wrote none; they count for nothing.
 
     Attributes:
       path: of this process's file; None: the results are kept in memory only.
       results: `{index: result}`; what earlier calls left, whichever process wrote it,
         and what was added.
+      spoiled: how many lines of earlier calls counted for nothing.
     """
 
     def __init__(self, path: epath.Path | None, process: int = 0):
@@ -35,40 +43,43 @@ class Journal:
         Args:
           path: of the first process's file; those of others have their number behind.
           process: this one's number.
-
-        Raises:
-          JournalError: another line is damaged.
         """
         self.path = self._first_path = path
         if path is not None and process:
             self.path = path.with_name(f"{path.name}.{process}")
-        self.results: dict[int, dict[str, Any]] = {}
+        self.results: dict[int, Result] = {}
+        self.spoiled = 0
         self._file: storage.RecordFile | None = None
         for file in self._files():
-            for result in _lines(file):
-                if "error" not in result:
-                    self.results[result["index"]] = result
+            results, spoiled = _read(file)
+            self.spoiled += spoiled
+            self.results |= {r["index"]: r for r in results if "error" not in r}
+
+    def forget(self, indices: Iterable[int]) -> None:
+        """Drops results that are to be computed again; before `open`."""
+        for index in indices:
+            del self.results[index]
 
     def open(self) -> None:
         """Makes the file ready for `add`; when all processes have read what was there.
 
         Raises:
-          JournalError: as when it was read.
+          JournalError: it cannot be written.
         """
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        there = _lines(self.path) if self.path.exists() else ()
+        there = _read(self.path)[0] if self.path.exists() else []
         self._file = storage.RecordFile(
             self.path,
-            [result for result in there if "error" not in result],
+            [_signed(r) for r in there if r == self.results.get(r["index"])],
             JournalError,
             "what it holds is kept: make room or access, then run the same command "
             "again",
             object_seconds=_OBJECT_SECONDS,
         )
 
-    def add(self, index: int, result: dict[str, Any]) -> None:
+    def add(self, index: int, result: Result) -> None:
         """Writes an image's result; it is in the file when this returns.
 
         Raises:
@@ -76,7 +87,7 @@ class Journal:
         """
         self.results[index] = {"index": index, **result}
         if self._file is not None:
-            self._file.append(self.results[index])
+            self._file.append(_signed(self.results[index]))
 
     def close(self) -> None:
         """All that was added is in the file when this returns; it stays."""
@@ -94,7 +105,13 @@ class Journal:
           JournalError: a line is damaged.
         """
         for file in self._files():
-            for result in _lines(file):
+            results, spoiled = _read(file)
+            if spoiled:
+                raise JournalError(
+                    f"{file} was damaged while it was written: {spoiled} lines; run "
+                    "the same command again, to compute their images once more"
+                )
+            for result in results:
                 if "error" not in result or result["index"] not in self.results:
                     self.results[result["index"]] = result
 
@@ -111,16 +128,25 @@ class Journal:
         return sorted(f for f in path.parent.iterdir() if ours.fullmatch(f.name))
 
 
-def _lines(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """The result that each whole line of a file holds."""
-    for number, line in enumerate(path.read_bytes().splitlines(True), start=1):
+def _read(path: epath.Path) -> tuple[list[Result], int]:
+    """The results of a file's whole lines, and how many of these are spoiled."""
+    results, spoiled = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
-            return
+            break
         try:
             result = json.loads(line)
-            _ = result["index"], result["key"], result["labels"], result["experiments"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise JournalError(
-                f"{path}, line {number} is damaged; delete the file to start anew"
-            ) from error
-        yield result
+            if result.pop("crc32") != _crc32(result):
+                raise ValueError("not what was written")
+            results.append(result)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            spoiled += 1
+    return results, spoiled
+
+
+def _signed(result: Result) -> Result:
+    return {**result, "crc32": _crc32(result)}
+
+
+def _crc32(result: Result) -> int:
+    return zlib.crc32(json.dumps(result, sort_keys=True).encode())

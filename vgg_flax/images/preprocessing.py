@@ -17,9 +17,6 @@ from vgg_flax.images import codec, resize
 from vgg_flax.images.codec import ImageError
 from vgg_flax.images.resize import RESIZES
 
-# Of a rescaled image: 0.8 GB in RGB, where a photo has some hundred thousand.
-_MOST_PIXELS = 1 << 28
-
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -98,12 +95,8 @@ class Preprocessing:
                 f"{self.channels}]"
             )
         size = resize.isotropic_size(image.shape[0], image.shape[1], scale)
-        if size[0] * size[1] > _MOST_PIXELS:
-            raise ImageError(
-                f"{image.shape[1]} x {image.shape[0]} pixels become {size[1]} x "
-                f"{size[0]}, more than {_MOST_PIXELS}: too long and narrow"
-            )
-        return RESIZES[self.resize](image, *size)
+        with codec.enough_memory():
+            return RESIZES[self.resize](image, *size)
 
     def normalize(
         self, images: Any, color_shift: Any = None, dtype: Any = "float32"

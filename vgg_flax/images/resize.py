@@ -3,6 +3,8 @@
 import numpy as np
 import PIL.Image
 
+from vgg_flax.images import codec
+
 
 def resize(
     image: np.ndarray,
@@ -41,10 +43,20 @@ RESIZES = {"pillow": resize, "cv2": resize_cv2}
 
 
 def isotropic_size(height: int, width: int, scale: int) -> tuple[int, int]:
-    """(height, width) whose smaller side is `scale`; the larger rounds down."""
+    """(height, width) whose smaller side is `scale`; the larger rounds down.
+
+    Raises:
+      ImageError: more than `codec.MAX_PIXELS`: the image is long and narrow.
+    """
     if height <= width:
-        return scale, int(scale * width / height)
-    return int(scale * height / width), scale
+        size = scale, int(scale * width / height)
+    else:
+        size = int(scale * height / width), scale
+    try:
+        codec.check_pixels(*size)
+    except codec.ImageError as error:
+        raise codec.ImageError(f"rescaled from {width} x {height}, {error}") from error
+    return size
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
