@@ -2,8 +2,8 @@
 
 Any field of the config can be overridden: `--config.optimizer.learning_rate=0.02`.
 Running the same command again resumes. Exit codes: 0 done; 1 an error that the last
-line explains; 130 and 143 stopped by Ctrl-C and SIGTERM, after saving what was done
-since the last save (a second Ctrl-C does not wait for that).
+line explains; 129, 130 and 143 stopped by SIGHUP (the terminal closed), Ctrl-C and
+SIGTERM, after saving what was done since the last save (a second Ctrl-C does not wait).
 """
 
 import pathlib
@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags, logging
 
-from vgg_flax import config, errors
+from vgg_flax import config, console, errors
 from vgg_flax.config import recipe, reference
 
 # Shown by --help, which takes % for the program's name.
@@ -63,16 +63,23 @@ def define_flags(
     )
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """The program; returns its exit code, if it did not exit by itself."""
     try:
         define_flags(sys.argv)
         app.run(main)
     except errors.Interrupted as stop:
         print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except KeyboardInterrupt:  # before the first step, or a second one
         print("stopped by SIGINT", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except errors.VGGFlaxError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    with console.outliving_readers():
+        sys.exit(run())

@@ -53,6 +53,7 @@ OWNERS = {  # top-level package -> the only files that import it
 # Files that need a local disk, and why. All else goes through etils' epath.
 LOCAL = {
     "storage": "whole_file writes aside on a local disk, and renames or uploads",
+    "console": "lets a stream that nobody reads end in /dev/null",
     "parallel/distributed": "hashes this package's own source",
     "data/imagenet": "reads this package's own data",
     "data/folder": "does not follow links into a circle",

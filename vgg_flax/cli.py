@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import vgg_flax
-from vgg_flax import errors
+from vgg_flax import console, errors
 from vgg_flax.commands import (
     compile,
     convert,
@@ -26,15 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 1: an error; 2: wrong usage, or images that could not be read; 128 and
     more: stopped by a signal.
     """
-    options = parse(arguments)
-    try:
-        return options.run(options) or 0
-    except errors.VGGFlaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        return 128 + signal.SIGINT
+    with console.outliving_readers():
+        options = parse(arguments)
+        try:
+            return options.run(options) or 0
+        except errors.VGGFlaxError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("stopped by SIGINT", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

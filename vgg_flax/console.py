@@ -1,9 +1,13 @@
 """What is told on a terminal: lines, bars, times."""
 
+import contextlib
 import datetime
+import errno
+import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-import jax
 import tqdm
 
 
@@ -37,5 +41,54 @@ def timestamp(seconds: float) -> str:
 
 def say(text: str) -> None:
     """Prints to stderr; of several processes the first does."""
+    import jax  # takes a second, and a mistake in a flag is told without it
+
     if jax.process_index() == 0:
         print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Lets work go on when nobody reads what it prints any more; that is dropped.
+
+    A pipe's other end may close (`| head`), and so may the terminal.
+    """
+    before = sys.stdout, sys.stderr
+    outliving: Any = map(_Unread, before)
+    sys.stdout, sys.stderr = outliving
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Unread:
+    """A text stream that goes to nowhere once its reader has gone."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
+        # What the stream still holds is to go somewhere, at the end too.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)

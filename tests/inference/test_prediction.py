@@ -263,7 +263,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_other(
     captured = capsys.readouterr()
     assert str(china) in captured.out and str(narrow) in captured.out
     assert [path.name for path in pictures.iterdir()] == ["china_heatmap.png"]
-    assert f"no heat map: {narrow}: 60000 x 1 pixels" in captured.err
+    assert f"no heat map: {narrow}: rescaled from 60000 x 1, " in captured.err
 
 
 def test_what_cannot_be_done_is_an_error(

@@ -87,6 +87,26 @@ def test_a_signal_to_one_process_stops_both_at_one_step(
     assert f"resumed at step {step}" in out
 
 
+HANG_UPS = """
+import os, signal
+from vgg_flax.parallel.signals import Signals
+with Signals() as signals:
+    for _ in range(3):  # a terminal and its shell may both send it
+        os.kill(os.getpid(), signal.SIGHUP)
+    print(signals.poll().name)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+with Signals() as signals:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(signals.poll())
+"""
+
+
+def test_a_hang_up_is_noted_unless_it_is_ignored() -> None:
+    (alone,) = processes.start_python([["-c", HANG_UPS]], devices=1)
+    ended = processes.finish(alone, 60)
+    assert (ended.code, ended.out.split()) == (0, ["SIGHUP", "None"]), ended
+
+
 SIGNAL_AFTER_A_SAVE = """
 import os, pathlib, signal, sys, time
 import jax, jax.numpy as jnp

@@ -5,7 +5,10 @@ import datetime
 import json
 import os
 import pathlib
+import pty
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -191,7 +194,12 @@ def test_after_kill_9_a_run_resumes_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_the_step_and_says_how_to_resume(
     number: signal.Signals,
@@ -216,6 +224,52 @@ def test_a_signal_saves_the_step_and_says_how_to_resume(
     assert code == 0, err
     assert f"resumed at step {stopped_at}" in out
     assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
+
+
+# Takes a terminal as its own and goes on as another program: ARGV: FD, ARGUMENTS.
+ON_A_TERMINAL = """
+import os, sys
+os.login_tty(int(sys.argv[1]))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_loses_nothing(
+    digits_dir: str, undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    ours, theirs = pty.openpty()
+    arguments = [str(processes.ROOT / "train.py"), f"--workdir={tmp_path}"]
+    arguments += [f"--config.data.data_dir={digits_dir}", *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, str(theirs), *arguments],
+        pass_fds=[theirs],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
+    )
+    os.close(theirs)
+    while not any(step >= 3 for step in finished_steps(tmp_path)):
+        assert os.read(ours, 1000)  # who does not read makes it wait
+    os.close(ours)
+    assert process.wait(120) == 128 + signal.SIGHUP
+    told = events(tmp_path)[-1]
+    assert (told["event"], told["signal"]) == ("stopped", "SIGHUP")
+    code, out, err = finish(start(tmp_path, digits_dir))
+    assert code == 0, err
+    assert f"resumed at step {told['step']}" in out
+    assert crcs(tmp_path, 20) == crcs(undisturbed, 20)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_what_it_says(
+    digits_dir: str, tmp_path: pathlib.Path
+) -> None:
+    process = start(tmp_path, digits_dir)
+    assert process.stdout and process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    code, _, err = finish(process)
+    assert (code, err) == (0, "")
+    assert events(tmp_path)[-1]["event"] == "complete"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted, and heard of by all processes."""
+"""SIGINT, SIGTERM and SIGHUP, noted, and heard of by all processes."""
 
 import itertools
 import math
@@ -16,11 +16,12 @@ _LOOK_SECONDS = 0.5  # how often processes that go apart look for each other's s
 
 
 class Signals:
-    """SIGINT and SIGTERM, noted; with several processes all hear of them at one step.
+    """Signals to stop, noted; with several processes all hear of them at one step.
 
     In one process a handler notes them, and a second one of a kind acts as it always
-    does. In several, JAX's coordinator tells all of them of a SIGTERM to any one and
-    names the poll at which all stop; SIGINT is passed on as SIGTERM.
+    does, but for SIGHUP: a terminal that closes sends it more than once. In several,
+    JAX's coordinator tells all of them of a SIGTERM to any one and names the poll at
+    which all stop; the others are passed on as SIGTERM.
 
     Attributes:
       received: the signal noted in this process, if any.
@@ -33,14 +34,12 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            handlers: dict[signal.Signals, Any] = {
-                signal.SIGINT: self._note,
-                signal.SIGTERM: self._note,
-            }
-            if jax.process_count() > 1:  # SIGTERM's handler is JAX's
-                handlers = {signal.SIGINT: self._pass_on}
-            for number, handler in handlers.items():
-                self._previous[number] = signal.signal(number, handler)
+            several = jax.process_count() > 1
+            for number in _to_hear():
+                if not several:
+                    self._previous[number] = signal.signal(number, self._note)
+                elif number != signal.SIGTERM:  # whose handler is JAX's
+                    self._previous[number] = signal.signal(number, self._pass_on)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,15 +61,19 @@ class Signals:
 
     def _note(self, number: int, _: object) -> None:
         self.received = signal.Signals(number)
-        signal.signal(number, self._previous[self.received])
+        self._restore(self.received)
 
     def _pass_on(self, number: int, _: object) -> None:
-        signal.signal(number, self._previous[signal.Signals(number)])
+        self._restore(signal.Signals(number))
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def _restore(self, number: signal.Signals) -> None:
+        again = signal.SIG_IGN if number == signal.SIGHUP else self._previous[number]
+        signal.signal(number, again)
 
 
 class SignalsApart(Signals):
-    """SIGINT and SIGTERM where each process goes at its own pace: all stop at once.
+    """Signals to stop where each process goes at its own pace: all stop at once.
 
     Who gets one posts it, and the others find it at their next poll, however often
     each has polled. With several processes all of them make one of these equally often.
@@ -85,7 +88,7 @@ class SignalsApart(Signals):
 
     def __enter__(self) -> "SignalsApart":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _to_hear():
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -114,6 +117,14 @@ class SignalsApart(Signals):
 
     def _posted(self, board: str) -> list[tuple[str, str]]:
         return _coordinator().key_value_dir_get(f"{self._folder}/{board}/")
+
+
+def _to_hear() -> list[signal.Signals]:
+    """All three, but for a SIGHUP that is ignored, as `nohup` has it."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 def _coordinator() -> Any:
