@@ -90,6 +90,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(
 HANG_UPS = """
 import os, signal
 from vgg_flax.parallel.signals import Signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 with Signals() as signals:
     for _ in range(3):  # a terminal and its shell may both send it
         os.kill(os.getpid(), signal.SIGHUP)

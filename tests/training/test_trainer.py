@@ -195,11 +195,7 @@ def test_after_kill_9_a_run_resumes_to_the_same_bits(
 
 @pytest.mark.parametrize(
     "number",
-    [
-        signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
-    ],
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
 )
 def test_a_signal_saves_the_step_and_says_how_to_resume(
     number: signal.Signals,
@@ -228,7 +224,8 @@ def test_a_signal_saves_the_step_and_says_how_to_resume(
 
 # Takes a terminal as its own and goes on as another program: ARGV: FD, ARGUMENTS.
 ON_A_TERMINAL = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 os.login_tty(int(sys.argv[1]))
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
