@@ -283,6 +283,14 @@ def test_words_for_classes_are_taken_in_imagenets_order(tmp_path: pathlib.Path) 
     assert outcome["labels"] == [281]
 
 
+def test_classes_that_the_data_lack_are_told(photos: str) -> None:
+    net = tiny_net()
+    said = "no image of 'b', 'e', 'f', 'g', 'h' and 1 more, which the net knows"
+    assert opened(photos, net).split.remarks == (said,)
+    alike = net.replace(class_names=tuple("acdj"))
+    assert opened(photos, alike).split.remarks == ()
+
+
 def test_classes_that_the_net_does_not_have_are_named(photos: str) -> None:
     net = tiny_net().replace(class_names=tuple("abcdefghik"))
     with pytest.raises(DataError, match=r"4 classes .* the net's 10: .* know 'j', and"):
@@ -829,17 +837,41 @@ def test_the_journals_of_all_processes_are_one(tmp_path: pathlib.Path) -> None:
     journals[0].add(0, image)
     journals[1].add(1, image)
     journals[1].add(2, failed)
-    assert journals[0].count() == 2
-    journals[0].gather()
+    assert journals[0].count(2) == 2
+    journals[0].gather(2)
     assert sorted(journals[0].results) == [0, 1, 2]
     alone = journal.Journal(path)  # goes on in one process: failures are tried again
     assert sorted(alone.results) == [0, 1]
     alone.open()
     alone.add(2, image)
-    alone.gather()
+    alone.gather(1)
     assert alone.results[2] == {"index": 2, **image}
     alone.remove()
     assert [file.name for file in tmp_path.iterdir()] == ["x.journal.bak"]
+
+
+def test_what_was_forgotten_does_not_come_back_with_fewer_processes(
+    tmp_path: pathlib.Path,
+) -> None:
+    path = epath.Path(tmp_path / "x.journal")
+    image = {"key": "a", "labels": [1], "experiments": [{"rank": 0}], "content": 1}
+    for process in (0, 1, 2):
+        written = journal.Journal(path, process)
+        written.open()
+        written.add(process, image)
+    with (tmp_path / "x.journal.2").open("a") as stream:
+        stream.write("spoiled\n")
+    two = [journal.Journal(path, process) for process in (0, 1)]
+    assert [one.spoiled for one in two] == [1, 1]
+    for one in two:
+        one.forget([1, 2])
+    for one in two:
+        one.open()
+    two[1].add(1, {**image, "content": 2})
+    two[0].add(2, {**image, "content": 2})
+    for one in two:
+        one.gather(2)
+        assert [one.results[i]["content"] for i in range(3)] == [1, 2, 2]
 
 
 def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path: pathlib.Path) -> None:

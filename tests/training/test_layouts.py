@@ -21,7 +21,7 @@ CUT = {"2x2"}
 Recipes = dict[str, config_lib.Config]  # by the run's folder within the workdir
 
 # Makes the runs that it is given, one after the other: a start takes longer than a run.
-# One convolution a stage, and all there is to train with: each process compiles it.
+# `shallow`'s net: each process compiles all of it.
 PROGRAM = """
 import json, pathlib, sys, jax
 from vgg_flax import config, model
@@ -98,7 +98,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def layouts(
-    digits_dir: str, tmp_path_factory: pytest.TempPathFactory
+    shallow: None, digits_dir: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipes, dict[str, pathlib.Path]]:
     """The recipes, and where each layout (processes x devices) ran them.
 
@@ -107,6 +107,7 @@ def layouts(
     """
     whole = changed(
         tiny(digits_dir),
+        model__variant="vgg8_bn",
         model__dtype="float64",
         model__dropout_rate=0.5,
         model__batch_norm_across_replicas=True,

@@ -124,9 +124,10 @@ def test_a_class_that_a_split_lacks_is_told_and_the_rest_is_tested(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.rmtree(root / "test" / "b")
+    config = changed(config, data__validation_split="train[:8]")
     (root / "train" / "a" / "notes.txt").write_text("no digit")
     record = trainer.train_and_evaluate(config, tmp_path / "run")
     assert record["count"] == 24
     out = capsys.readouterr().out
     assert "folder/test: no image of 'b'\n" in out
-    assert "folder/train: left out in train: 1 .txt\n" in out
+    assert "folder/train, folder/train[:8]: left out in train: 1 .txt\n" in out

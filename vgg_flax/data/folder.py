@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from etils import epath
 
+from vgg_flax import storage
 from vgg_flax.data import SUFFIXES, DataError, imagenet
 
 IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -93,15 +94,19 @@ def find_images(folder: epath.Path, left_out: LeftOut) -> Iterator[epath.Path]:
 def _walk(
     folder: epath.Path, left_out: LeftOut, above: tuple[str, ...]
 ) -> Iterator[epath.Path]:
-    for path in _visible(folder):
-        if path.is_dir():
+    for path, is_folder in _visible(folder):
+        if is_folder:
             there = os.path.realpath(path)
             if not any(f"{one}/".startswith(f"{there}/") for one in above):
                 yield from _walk(path, left_out, (*above, there))
         elif path.suffix.lower() in SUFFIXES:
             yield path
         else:
-            left_out[path.suffix.lower() or "without a suffix"] += 1
+            left_out[_kind(path)] += 1
+
+
+def _kind(path: epath.Path) -> str:
+    return path.suffix.lower() or "without a suffix"
 
 
 def describe(left_out: LeftOut) -> str:
@@ -163,9 +168,9 @@ def _list_classes(
     folder: epath.Path, names: Sequence[str], class_names: Sequence[str]
 ) -> Listing:
     listing, strangers = Listing(), []
-    for path in _visible(folder):
-        if not path.is_dir():
-            listing.left_out[f"{path.suffix.lower()} beside the class folders"] += 1
+    for path, is_folder in _visible(folder):
+        if not is_folder:
+            listing.left_out[f"{_kind(path)} beside the class folders"] += 1
     label_of = {name: label for label, name in enumerate(class_names)}
     for name in names:
         paths = list(find_images(folder / name, listing.left_out))
@@ -175,7 +180,7 @@ def _list_classes(
             strangers.append(name)
         else:
             listing.items.extend(
-                Item(path, label_of[name], f"{name}/{path.relative_to(folder / name)}")
+                Item(path, label_of[name], str(path).removeprefix(f"{folder}/"))
                 for path in paths
             )
     if strangers:
@@ -230,16 +235,24 @@ def _validation_synsets() -> list[str]:
 
 
 def _folders(folder: epath.Path) -> list[str]:
-    return [path.name for path in _visible(folder) if path.is_dir()]
+    return [path.name for path, is_folder in _visible(folder) if is_folder]
 
 
-def _visible(folder: epath.Path) -> list[epath.Path]:
-    """Sorted; without .cache folders, and what macOS leaves: ._NAME.jpg, __MACOSX."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and path.name != "__MACOSX"
-    )
+def _visible(folder: epath.Path) -> list[tuple[epath.Path, bool]]:
+    """What is in a folder, sorted, and whether each is one; of a million, quickly.
+
+    Without hidden ones, such as .cache, and what macOS leaves: ._NAME.jpg, __MACOSX.
+    """
+    if storage.is_local(folder):
+        with os.scandir(folder) as entries:  # which knows without asking again
+            there = [(entry.name, entry.is_dir()) for entry in entries]
+    else:
+        there = [(path.name, path.is_dir()) for path in folder.iterdir()]
+    return [
+        (folder / name, is_folder)
+        for name, is_folder in sorted(there)
+        if not name.startswith(".") and name != "__MACOSX"
+    ]
 
 
 def _length(path: epath.Path) -> int:

@@ -24,7 +24,7 @@ from vgg_flax.errors import ConfigError
 from vgg_flax.evaluation import experiments as experiments_lib
 from vgg_flax.evaluation import protocols, results
 from vgg_flax.evaluation.experiments import Experiment
-from vgg_flax.evaluation.journal import Journal
+from vgg_flax.evaluation.journal import Journal, JournalError
 from vgg_flax.evaluation.label_sets import LabelledImages
 from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
 from vgg_flax.images import codec
@@ -108,9 +108,7 @@ def evaluate(
     journal.open()
     _check_shared(journal, output)
     _fill(journal, seen, posteriors, pending, total)
-    done = [result for _, result in sorted(journal.results.items())]
-    if len(done) != total:
-        raise RuntimeError(f"evaluated {len(done)} images of a split of {total}")
+    done = _all_done(journal, total)
     if not any(map(results.counts, done)):
         if jax.process_index() == 0:
             journal.remove()
@@ -129,6 +127,17 @@ def evaluate(
             results.write(result, output, journal)
         journal.remove()
     return result, [image for image in done if results.counts(image)]
+
+
+def _all_done(journal: Journal, total: int) -> list[dict[str, Any]]:
+    """The results of all images, in order; raises JournalError where some are gone."""
+    done = [result for _, result in sorted(journal.results.items())]
+    if len(done) != total:
+        raise JournalError(
+            f"{journal.path}: {len(done)} of {total} images are in the journals, which "
+            "were spoiled; run the same command again, to compute the others"
+        )
+    return done
 
 
 def _pending(journal: Journal, images: "_Images", total: int) -> list[int]:
@@ -170,9 +179,9 @@ def _check_shared(journal: Journal, output: epath.Path | None) -> None:
     if processes == 1:
         return
     distributed.wait_for_all("all journals opened")
-    if journal.count() < processes:
+    if journal.count(processes) < processes:
         raise ConfigError(
-            f"--output {output}: {journal.count()} of {processes} processes' "
+            f"--output {output}: {journal.count(processes)} of {processes} processes' "
             "journals are beside it; give a path on storage that all share"
         )
 
@@ -217,7 +226,7 @@ def _fill(
             go_on()
             time.sleep(0.1)
     if processes > 1:
-        journal.gather()
+        journal.gather(processes)
         distributed.wait_for_all("all results gathered")
 
 

@@ -44,9 +44,8 @@ class Journal:
           path: of the first process's file; those of others have their number behind.
           process: this one's number.
         """
-        self.path = self._first_path = path
-        if path is not None and process:
-            self.path = path.with_name(f"{path.name}.{process}")
+        self._first_path = path
+        self.path = None if path is None else self._path_of(process)
         self.results: dict[int, Result] = {}
         self.spoiled = 0
         self._file: storage.RecordFile | None = None
@@ -94,24 +93,18 @@ class Journal:
         if self._file is not None:
             self._file.flush()
 
-    def count(self) -> int:
-        """How many processes' files there are."""
-        return len(self._files())
+    def count(self, processes: int) -> int:
+        """How many of the files of so many processes there are."""
+        return sum(self._path_of(i).exists() for i in range(processes))
 
-    def gather(self) -> None:
-        """Adds what the other processes wrote, once they have closed theirs.
+    def gather(self, processes: int) -> None:
+        """Adds what these processes wrote, once they have closed theirs.
 
-        Raises:
-          JournalError: a line is damaged.
+        Files that more processes left hold nothing that is not in `results` already,
+        but may hold what was forgotten.
         """
-        for file in self._files():
-            results, spoiled = _read(file)
-            if spoiled:
-                raise JournalError(
-                    f"{file} was damaged while it was written: {spoiled} lines; run "
-                    "the same command again, to compute their images once more"
-                )
-            for result in results:
+        for path in map(self._path_of, range(processes)):
+            for result in _read(path)[0]:
                 if "error" not in result or result["index"] not in self.results:
                     self.results[result["index"]] = result
 
@@ -119,6 +112,11 @@ class Journal:
         """Deletes the files of all processes: their results are kept elsewhere."""
         for file in self._files():
             file.unlink()
+
+    def _path_of(self, process: int) -> epath.Path:
+        path = self._first_path
+        assert path is not None, "in memory only"
+        return path.with_name(f"{path.name}.{process}") if process else path
 
     def _files(self) -> list[epath.Path]:
         path = self._first_path

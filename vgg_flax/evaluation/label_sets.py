@@ -105,6 +105,7 @@ def open_images(
         labels = _mapped(name, _numbered_classes(opened, num_classes))
     else:
         labels = _mapped(name, _named_classes(opened, class_names, num_classes))
+        opened = _telling_what_lacks(opened, class_names)
     content = opened.records.fingerprint() if is_folder else splits.fingerprint(opened)
     parts = [label_set, split, len(opened), opened.class_names, content, label_text]
     fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -172,6 +173,17 @@ def _named_classes(
         f"{num_classes}: the net does not know {folder.some(strangers)}, and has "
         f"{folder.some(list(class_names))}; name the folders as the net's classes"
     )
+
+
+def _telling_what_lacks(
+    split: splits.Split, class_names: Sequence[str]
+) -> splits.Split:
+    """`split` with a remark on classes of the net that it has no folder of."""
+    lacking = [name for name in class_names if name not in split.class_names]
+    if not lacking or not set(split.class_names) <= set(class_names):
+        return split
+    remark = f"no image of {folder.some(lacking)}, which the net knows"
+    return dataclasses.replace(split, remarks=(*split.remarks, remark))
 
 
 def _numbered_classes(split: splits.Split, num_classes: int) -> Sequence[int]:

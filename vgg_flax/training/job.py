@@ -130,8 +130,11 @@ class Job:
             f"steps: {plan.total_steps:,} of {config.data.batch_size} examples, "
             f"{plan.steps_per_epoch:,.1f} an epoch",
         ]
+        told: dict[str, list[str]] = {}  # slices of a folder have the same to tell
         for split in self.splits.values():
-            lines += [f"{split.name}: {remark}" for remark in split.remarks]
+            for remark in split.remarks:
+                told.setdefault(remark, []).append(split.name)
+        lines += [f"{', '.join(names)}: {remark}" for remark, names in told.items()]
         if self.fc_shards.shapes:
             lines.append(f"FC kernels: {self.fc_shards.description}")
         return lines + [f"resumed at step {step}"] * (0 < step < plan.total_steps)
