@@ -101,8 +101,8 @@ def test_a_journal_goes_on(where: str, bucket: Any, tmp_path: pathlib.Path) -> N
     other.open()
     other.add(3, image)
     other.close()
-    assert one.count() == 2
-    one.gather()
+    assert one.count(2) == 2
+    one.gather(2)
     assert sorted(one.results) == [0, 1, 2, 3]
     one.remove()
     assert journal.Journal(path).results == {}
