@@ -2,14 +2,17 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -665,6 +668,63 @@ def test_a_link_to_nowhere_is_an_unreadable_image(
     assert f"unreadable: {link}: " in capsys.readouterr().err
     result = json.loads((tmp_path / "out.json").read_text())
     assert (result["count"], result["data"]["images"]) == (10, 11)
+
+
+def in_the_middle(root: pathlib.Path, act: Callable[[], object]) -> None:
+    """Lets an image of `root` be one whose first reading waits until `act` is done."""
+    pipe = root / "3" / "pipe.png"
+    os.mkfifo(pipe)
+    image = next((root / "4").glob("*.png")).read_bytes()
+
+    def serve() -> None:
+        for number in itertools.count():
+            with pipe.open("wb") as stream:  # waits for a reader
+                if number == 0:
+                    act()
+                stream.write(image)
+            time.sleep(0.1)  # until that reader has seen its end
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def test_predictions_that_cannot_be_written_lose_nothing(
+    run_directory: pathlib.Path,
+    digits: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(digits, data)
+    in_the_middle(data, (tmp_path / "out.csv").mkdir)
+    assert cli.main(command(run_directory, data, out)) == 1
+    errors = capsys.readouterr().err
+    assert "--predictions" in errors and "run the same command again" in errors
+    (left,) = tmp_path.glob("*.journal")
+    (tmp_path / "out.csv").rmdir()
+    raise_nll(epath.Path(left), 120.0)  # stays if nothing is computed again
+    assert cli.main(command(run_directory, data, out)) == 0
+    rows = rows_of(tmp_path / "out.csv").values()
+    assert len(rows) == 121 and all(float(row["nll"]) > 120 for row in rows)
+    assert not list(tmp_path.glob("*.journal"))
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip-bad"]])
+def test_images_that_vanish_with_their_folder_are_no_bad_images(
+    flags: list[str],
+    run_directory: pathlib.Path,
+    digits: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(digits, data)
+    in_the_middle(data, lambda: data.rename(tmp_path / "away"))
+    assert cli.main(command(run_directory, data, out, *flags)) == 1
+    errors = capsys.readouterr().err
+    assert "has gone, with its images" in errors and "run the same command" in errors
+    assert not (tmp_path / "out.json").exists()
+    (tmp_path / "away").rename(data)
+    assert cli.main(command(run_directory, data, out, *flags)) == 0
 
 
 def test_a_set_without_a_readable_image_names_some_and_leaves_no_journal(

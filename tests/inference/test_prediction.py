@@ -13,7 +13,7 @@ from etils import epath
 
 from vgg_flax import cli, net
 from vgg_flax.data import imagenet
-from vgg_flax.images import preprocessing
+from vgg_flax.images import codec, preprocessing
 from vgg_flax.inference import prediction
 
 PHOTOS = dict(zip(("china", "flower"), samples.photos(), strict=True))
@@ -264,6 +264,31 @@ def test_a_picture_that_cannot_be_drawn_costs_no_other(
     assert str(china) in captured.out and str(narrow) in captured.out
     assert [path.name for path in pictures.iterdir()] == ["china_heatmap.png"]
     assert f"no heat map: {narrow}: rescaled from 60000 x 1, " in captured.err
+
+
+def test_a_picture_that_cannot_be_written_costs_no_answer(
+    run: str,
+    images: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "china_heatmap.png").mkdir()
+    arguments = [str(images / "china.png"), f"--heatmap={tmp_path}", "--scale=64"]
+    assert cli.main(["predict", run, *arguments, "--json"]) == 1
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["images"]) == 1
+    assert "error: cannot write" in captured.err
+
+
+def test_a_picture_of_an_image_that_has_vanished_is_not_drawn(
+    run: str, images: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    loaded, path = net.load(run), tmp_path / "a.png"
+    path.write_bytes((images / "china.png").read_bytes())
+    predictions, _ = prediction.predict(loaded, [epath.Path(path)])
+    path.unlink()
+    ((_, picture),) = prediction.draw_heatmaps(loaded, predictions, tmp_path, 64)
+    assert isinstance(picture, codec.ImageError) and "No such file" in str(picture)
 
 
 def test_what_cannot_be_done_is_an_error(

@@ -52,6 +52,8 @@ def _run(options: argparse.Namespace) -> None:
     settings = recipe.read(options.config, options.overrides)
     objective = objectives.of_recipe(options.config)
     devices = program_lib.devices_of(options.topology)
+    if options.output:  # before minutes of work
+        storage.check_output("--output", epath.Path(options.output))
 
     def compile_batch(batch: int | None) -> Program:
         what = "the recipe's batch" if batch is None else f"{batch} images a chip"

@@ -146,10 +146,20 @@ def _run(options: argparse.Namespace) -> int:
     )
     for remark in images.split.remarks:
         console.say(f"{images.split.name}: {remark}")
-    settings = Settings(options.batch_size, options.matmul_precision)
+
+    def write_predictions(result: Any, outcomes: Any) -> None:
+        if predictions:
+            tables.write_predictions(result, outcomes, predictions)
+
     try:
-        result, outcomes = evaluate.evaluate(
-            nets, images, rows, output, settings=settings, limit=options.limit
+        result, _ = evaluate.evaluate(
+            nets,
+            images,
+            rows,
+            output,
+            settings=Settings(options.batch_size, options.matmul_precision),
+            limit=options.limit,
+            and_write=write_predictions,
         )
     except errors.Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -157,8 +167,6 @@ def _run(options: argparse.Namespace) -> int:
     if jax.process_index() == 0:
         print(tables.evaluation_table(result))
         print(f"in full: {results.path_of(output, result['key'])}")
-        if predictions:
-            tables.write_predictions(result, outcomes, predictions)
     for bad in result["unreadable"]:
         console.say(f"unreadable: {bad['key']}: {bad['error']}")
     if result["unreadable"]:

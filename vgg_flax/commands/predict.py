@@ -72,18 +72,21 @@ def _run(options: argparse.Namespace) -> int:
         print(prediction.to_text(predictions))
     pictures: dict[str, str] = {}
     undrawn: dict[str, str] = {}
-    if options.heatmap is not None:
-        with console.bar(len(predictions), "picture") as bar:
-            for path, picture in prediction.draw_heatmaps(
-                net, predictions, options.heatmap, options.scale
-            ):
-                if isinstance(picture, codec.ImageError):
-                    undrawn[path] = str(picture)
-                else:
-                    pictures[path] = picture
-                bar.update()
-    if options.json:
-        print(json.dumps(prediction.to_dict(net, predictions, unreadable, pictures)))
+    try:
+        if options.heatmap is not None:
+            with console.bar(len(predictions), "picture") as bar:
+                for path, picture in prediction.draw_heatmaps(
+                    net, predictions, options.heatmap, options.scale
+                ):
+                    if isinstance(picture, codec.ImageError):
+                        undrawn[path] = str(picture)
+                    else:
+                        pictures[path] = picture
+                    bar.update()
+    finally:  # on a full disk, too, the classes are told
+        if options.json:
+            document = prediction.to_dict(net, predictions, unreadable, pictures)
+            print(json.dumps(document))
     for path, reason in unreadable.items():
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     for path, reason in undrawn.items():

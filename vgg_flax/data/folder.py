@@ -43,8 +43,21 @@ class ImageFiles:
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """The record; OSError: it is unreadable; FolderError: its folder has gone.
+
+        A mount that is lost takes all images with it: that is none of their errors.
+        """
         path, label, _ = self._items[index]
-        return {"image": path.read_bytes(), "label": label, "key": str(path)}
+        try:
+            image = path.read_bytes()
+        except OSError as error:
+            if not _is_folder(path.parent):
+                raise FolderError(
+                    f"{path.parent} has gone, with its images ({error}); bring it "
+                    "back, and run the same command again: what was done is kept"
+                ) from error
+            raise
+        return {"image": image, "label": label, "key": str(path)}
 
     def labels(self) -> set[int]:
         """Those that there are images of."""
@@ -253,6 +266,14 @@ def _visible(folder: epath.Path) -> list[tuple[epath.Path, bool]]:
         for name, is_folder in sorted(there)
         if not name.startswith(".") and name != "__MACOSX"
     ]
+
+
+def _is_folder(path: epath.Path) -> bool:
+    """False where it can't be asked, as of a mount that is not connected any more."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _length(path: epath.Path) -> int:

@@ -11,7 +11,7 @@ import json
 import signal
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from vgg_flax.errors import ConfigError
 from vgg_flax.evaluation import experiments as experiments_lib
 from vgg_flax.evaluation import protocols, results
 from vgg_flax.evaluation.experiments import Experiment
-from vgg_flax.evaluation.journal import Journal, JournalError
+from vgg_flax.evaluation.journal import Journal, JournalError, Result
 from vgg_flax.evaluation.label_sets import LabelledImages
 from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
 from vgg_flax.images import codec
@@ -57,6 +57,7 @@ def evaluate(
     *,
     settings: Settings | None = None,
     limit: int | None = None,
+    and_write: Callable[[Result, list[Result]], None] = lambda result, images: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs experiments over a split, every image once.
 
@@ -71,6 +72,8 @@ def evaluate(
         interrupted evaluation goes on, in as many processes as then are.
       settings: of the nets' running; its `classes` are taken from `images`.
       limit: only the first so many images.
+      and_write: called in the first process with what is returned, before the
+        journals are removed: where it fails, nothing has to be computed again.
 
     Returns:
       The result (docs/evaluation.md tells of it), and each image's: `index`, `key`,
@@ -85,14 +88,7 @@ def evaluate(
     settings = dataclasses.replace(settings or Settings(), classes=images.classes)
     experiments_lib.check_nets(nets, experiments)
     limit = len(images.split) if limit is None else limit
-    for name, value in (("batch size", settings.batch_size), ("limit", limit)):
-        if value < 1:
-            raise ConfigError(f"{name} {value}: expected at least 1")
-    if output is None and jax.process_count() > 1:
-        raise ConfigError(
-            "output=None with several processes, which meet in the files beside it; "
-            "give a path on storage that they share"
-        )
+    _check_arguments(settings.batch_size, limit, output)
     total = min(len(images.split), limit)
     described = results.describe(nets, images, experiments, settings, total)
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
@@ -122,11 +118,24 @@ def evaluate(
         "processes": jax.process_count(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    counted = [image for image in done if results.counts(image)]
     if jax.process_index() == 0:
         if output is not None:
             results.write(result, output, journal)
+        and_write(result, counted)
         journal.remove()
-    return result, [image for image in done if results.counts(image)]
+    return result, counted
+
+
+def _check_arguments(batch_size: int, limit: int, output: epath.Path | None) -> None:
+    for name, value in (("batch size", batch_size), ("limit", limit)):
+        if value < 1:
+            raise ConfigError(f"{name} {value}: expected at least 1")
+    if output is None and jax.process_count() > 1:
+        raise ConfigError(
+            "output=None with several processes, which meet in the files beside it; "
+            "give a path on storage that they share"
+        )
 
 
 def _all_done(journal: Journal, total: int) -> list[dict[str, Any]]:

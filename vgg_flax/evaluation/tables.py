@@ -55,9 +55,10 @@ def write_predictions(
     and class_1, probability_1 and so on, the five most probable.
 
     Raises:
-      ConfigError: another suffix, or .parquet without pyarrow.
+      ConfigError: another suffix, .parquet without pyarrow, or it can't be written.
     """
-    check_predictions(path)
+    _check_suffix(path)
+    remedy = "all results are kept: make room, then run the same command again"
     rows = []
     for i, experiment in enumerate(result["experiments"]):
         for image in images:
@@ -77,11 +78,13 @@ def write_predictions(
         import pyarrow
         import pyarrow.parquet
 
-        with storage.whole_file(path, ConfigError, option="--predictions") as file:
+        with storage.whole_file(
+            path, ConfigError, remedy, option="--predictions"
+        ) as file:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
         return
     with (
-        storage.whole_file(path, ConfigError, option="--predictions") as file,
+        storage.whole_file(path, ConfigError, remedy, option="--predictions") as file,
         file.open("w") as stream,
     ):
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
@@ -91,6 +94,11 @@ def write_predictions(
 
 def check_predictions(path: epath.Path) -> None:
     """Raises ConfigError where `write_predictions` could not; makes the folder."""
+    _check_suffix(path)
+    storage.check_output("--predictions", path)
+
+
+def _check_suffix(path: epath.Path) -> None:
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--predictions {path}: expected a name in .csv or .parquet")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -98,4 +106,3 @@ def check_predictions(path: epath.Path) -> None:
             f"--predictions {path} needs the package pyarrow: pip install "
             "'vgg-flax[parquet]', or ask for .csv"
         )
-    storage.check_output("--predictions", path)
