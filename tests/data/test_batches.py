@@ -505,7 +505,9 @@ def test_a_folder_that_vanishes_stops_the_run(
     lost: str, how: str, on_bad_image: str, folder_split: Split, tmp_path: pathlib.Path
 ):
     (tmp_path / lost).rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"train/[ab] has gone, with its images \(.*; bri"):
+    with pytest.raises(
+        DataError, match=r"train/[ab] has gone, with its images \(.*; bri"
+    ):
         drain(settings(on_bad_image=on_bad_image), folder_split, how)
 
 
