@@ -13,9 +13,8 @@ from vgg_flax.data import imagenet
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG  # `model` is an attribute below
 from vgg_flax.runs import checkpoint
-from vgg_flax.weights import WeightsError, checksum, fetch
+from vgg_flax.weights import WeightsError, checksum, fetch, urls
 from vgg_flax.weights.card import ModelCard
-from vgg_flax.weights.containers import formats
 from vgg_flax.weights.lineages import mapping
 
 
@@ -101,7 +100,7 @@ class Net:
 
     @property
     def source(self) -> str:
-        """The file or run directory, as it was given."""
+        """The file or run directory, as it was given; of a URL, no secrets."""
         return self.card.source
 
     @property
@@ -156,8 +155,9 @@ def load(
         )
         return _load_checkpoint(source, workdir, step, dtype, sha256)
     if step != "last":
-        raise WeightsError(f"{source} is a file and has no steps; step={step!r}")
-    container = formats.read(fetch.fetch(source, sha256=sha256))
+        shown = urls.shown(source)
+        raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
+    container = fetch.read(source, sha256=sha256)
     weights = mapping.to_weights(
         container.tensors,
         sha256=container.sha256,
@@ -168,7 +168,7 @@ def load(
         preprocessing=preprocessing,
         dtype=dtype,
     )
-    return _of_file(source, container.sha256, weights)
+    return _of_file(urls.shown(source), container.sha256, weights)
 
 
 def _local_folder(source: str) -> epath.Path | None:

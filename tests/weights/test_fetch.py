@@ -19,6 +19,7 @@ from vgg_flax.weights import fetch as fetch_lib
 from vgg_flax.weights.containers import formats
 
 CONTENT = (pathlib.Path(__file__).parents[1] / "files/state_dict_zip.pth").read_bytes()
+LEGACY = pathlib.Path(__file__).parents[1] / "files/state_dict_legacy.pth"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 RIGHT, WRONG = f"vgg16-{SHA256[:8]}.pth", "vgg16-397923af.pth"
 fetch = fetch_lib.fetch
@@ -206,10 +207,11 @@ def test_a_file_url_is_copied_and_its_changes_seen(
     url = (source / "vgg16.pth").as_uri()
     fetched = fetch(url)
     assert fetched.read_bytes() == CONTENT and cache in fetched.parents
-    (source / "vgg16.pth").write_bytes(b"another net")
-    assert fetch(url).read_bytes() == b"another net"
+    other = LEGACY.read_bytes()
+    (source / "vgg16.pth").write_bytes(other)
+    assert fetch(url).read_bytes() == other
     (source / "vgg16.pth").unlink()  # or unmounted
-    assert fetch(url).read_bytes() == b"another net"
+    assert fetch(url).read_bytes() == other
 
 
 def test_another_cache(source: pathlib.Path, cache: pathlib.Path):

@@ -28,8 +28,8 @@ class ModelCard:
       class_names: in the order of the logits; empty where they have no names.
       train_scale: S of the paper, (low, high), that the net was trained at; None
         where that is not known, or the training views had none.
-      source: the file or run directory that its variables are of, as it was given;
-        empty for a net that was made here.
+      source: the file or run directory that its variables are of, as it was given
+        (a URL as `urls.shown`); empty for a net that was made here.
       sha256: of that file; of a run's checkpoint, of its list of leaves and crcs.
       objective: what it was trained on, by name.
       has_classes: whether the outputs are scores of classes; an objective of one's

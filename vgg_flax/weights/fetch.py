@@ -1,24 +1,37 @@
 """`fetch`: a weight file's name, wherever it is, to a path here, downloaded at need.
 
 Files are kept in `~/.cache/vgg_flax` (another folder: VGG_FLAX_CACHE), hub files in
-Hugging Face's own cache, which timm and others share.
+Hugging Face's own cache, which timm and others share. What is downloaded is read as
+weights, and compared with the hashes that are known, before it is kept; what was kept
+is read again at each load, and downloaded once more if that fails.
 """
 
+import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 import urllib.parse
 import urllib.request
 
-from vgg_flax.weights import WeightsError, checksum
+from vgg_flax import console
+from vgg_flax.weights import WeightsError, checksum, download, hub, urls
+from vgg_flax.weights import cache as cache_lib
+from vgg_flax.weights.containers import formats
 
 _NET_NAME = re.compile(r"vgg(11|13|16|19)(_bn)?")
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[\w.-]+(?:/[\w.-]+)*))?")
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".caffemodel")
 _HUB_FILE = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Where a file lies, and what it holds if it had to be read to know it is right."""
+
+    path: pathlib.Path
+    container: formats.Container | None = None
 
 
 def fetch(
@@ -38,171 +51,245 @@ def fetch(
 
     Raises:
       WeightsError: no such file, no connection (the message says where to put a copy),
-        or another sha256 than was given or than the file's name promises.
+        what was sent is no weight file, or it has another sha256 than was given or
+        than the file's name promises.
     """
-    name, cache = os.fspath(name_or_url), _cache_folder(cache_dir)
+    return _find(name_or_url, sha256, cache_dir).path
+
+
+def read(
+    name_or_url: str | os.PathLike[str], *, sha256: str | None = None
+) -> formats.Container:
+    """What the weight file holds; arguments and errors as of `fetch`, and of reading.
+
+    A file that was read to know that it is right is not read twice.
+    """
+    found = _find(name_or_url, sha256, None)
+    return found.container or formats.read(found.path)
+
+
+def _find(
+    name_or_url: str | os.PathLike[str],
+    sha256: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+) -> _Found:
+    name, cache = os.fspath(name_or_url), cache_lib.folder(cache_dir)
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"sha256={sha256!r}; expected 64 hex digits")
     if "://" in name:
         return _fetch_url(name, cache, sha256)
     path, hub_name = pathlib.Path(name).expanduser(), _HUB_NAME.fullmatch(name)
+    hub_cache = cache / "hub" if cache_dir else None
     if path.exists():
-        local = path
-    elif _NET_NAME.fullmatch(name):
-        local = _fetch_from_hub(f"timm/{name}.tv_in1k", _HUB_FILE, cache, cache_dir)
-    elif (
+        if sha256 is not None:
+            checksum.check(path, checksum.of_file(path), sha256)
+        return _Found(path)
+    if _NET_NAME.fullmatch(name):
+        repo = f"timm/{name}.tv_in1k"
+        return _fetch_from_hub(repo, _HUB_FILE, cache, hub_cache, sha256)
+    if (
         hub_name
         and (hub_name["file"] or not name.endswith(_FILE_SUFFIXES))
         and not path.parent.is_dir()  # a mistyped path: runs/defualt
     ):
-        filename = hub_name["file"] or _HUB_FILE
-        local = _fetch_from_hub(hub_name["repo"], filename, cache, cache_dir)
-    else:
-        raise WeightsError(
-            f"{name}: no such file or folder; expected a path, an https:// URL, a "
-            "net's name such as vgg16 or vgg16_bn, or a hub name such as "
-            "timm/vgg16.tv_in1k"
-        )
+        repo, filename = hub_name["repo"], hub_name["file"] or _HUB_FILE
+        return _fetch_from_hub(repo, filename, cache, hub_cache, sha256)
+    raise WeightsError(
+        f"{name}: no such file or folder; expected a path, an https:// URL, a "
+        "net's name such as vgg16 or vgg16_bn, or a hub name such as "
+        "timm/vgg16.tv_in1k"
+    )
+
+
+def _read(
+    path: pathlib.Path, name: pathlib.Path, source: str, sha256: str | None
+) -> _Found:
+    """Reads `path`, whose name is, or will be, `name`; errors call it `source`."""
+    try:
+        container = formats.read(path)
+    except WeightsError as error:
+        text = str(error).replace(str(path), source)
+        raise WeightsError(text) from None  # which may name a file that will go
+    checksum.check_name_hash(name, container.sha256, source)
     if sha256 is not None:
-        checksum.check(local, checksum.of_file(local), sha256)
-    return local
-
-
-def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    folder = cache_dir or os.environ.get("VGG_FLAX_CACHE") or "~/.cache/vgg_flax"
-    return pathlib.Path(folder).expanduser()
+        checksum.check(source, container.sha256, sha256)
+    return _Found(name, container)
 
 
 def _fetch_from_hub(
     repo: str,
     filename: str,
     cache: pathlib.Path,
-    cache_dir: str | os.PathLike[str] | None,
-) -> pathlib.Path:
-    """`CACHE/OWNER/REPO/FILE` if it was put there; else through Hugging Face's cache.
+    hub_cache: pathlib.Path | None,
+    sha256: str | None,
+) -> _Found:
+    """`CACHE/OWNER/REPO/FILE` if it was put there; else of Hugging Face's cache."""
+    url, placed = hub.url(repo, filename), cache / repo / filename
 
-    A file in that cache is taken without asking the hub for a newer one: without a
-    connection, asking takes half a minute.
-    """
-    placed = cache / repo / filename
+    def read_cached(path: pathlib.Path) -> _Found:
+        found = _read(path, path, str(path), sha256)
+        assert found.container
+        hub.check(path, found.container.sha256)
+        return found
+
+    refused = ""
     if placed.is_file():
-        return placed
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    download = functools.partial(
-        huggingface_hub.hf_hub_download,
-        repo,
-        filename,
-        cache_dir=cache / "hub" if cache_dir else None,
-    )
-    try:
         try:
-            return pathlib.Path(download(local_files_only=True))
-        except errors.LocalEntryNotFoundError:
-            return pathlib.Path(download())
-    # HTTPError is the HTTP library's, which differs between versions of the hub's.
-    except (
-        OSError,
-        ValueError,
-        errors.EntryNotFoundError,
-        errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]
-    ) as error:
-        url = f"https://huggingface.co/{repo}/resolve/main/{filename}"
-        raise _not_fetched(url, placed, error) from error
+            return _read(placed, placed, str(placed), sha256)
+        except WeightsError as error:
+            refused = _tell_refused(error)
+    path = hub.cached(repo, filename, hub_cache)
+    if path is not None:
+        try:
+            return read_cached(path)
+        except WeightsError as error:
+            if hub.is_known(path):  # what the hub sent: it would send the same
+                raise
+            refused = _tell_refused(error)
+    try:
+        path = hub.fetched(repo, filename, hub_cache)
+    except download.DownloadError as error:
+        raise _not_fetched(refused, url, placed, error) from error
+    try:
+        return read_cached(path)
+    except WeightsError:
+        if not hub.is_known(path):
+            hub.remove(path)
+        raise
 
 
-def _fetch_url(url: str, cache: pathlib.Path, sha256: str | None) -> pathlib.Path:
+def _fetch_url(url: str, cache: pathlib.Path, sha256: str | None) -> _Found:
     """`CACHE/HOST/PATH` of the URL, checked by its name's hash and `sha256`."""
+    parts = _split(url)
+    target = _place(parts, cache)
+    source = _local_path(parts) if parts.scheme == "file" else None
+    refused = ""
+    if os.path.exists(target) and not (source and _differs(source, target)):
+        try:
+            return _read(target, target, str(target), sha256)
+        except WeightsError as error:
+            refused = _tell_refused(error)
+    return _download(url, source, target, cache, sha256, refused)
+
+
+def _split(url: str) -> urllib.parse.SplitResult:
     try:
         parts = urllib.parse.urlsplit(url)
+        _ = parts.port
     except ValueError as error:
-        raise WeightsError(f"{url}: no URL: {error}") from error
-    names = [part for part in urllib.parse.unquote(parts.path).split("/") if part]
-    is_odd = any(name == ".." or re.search(r"[\\\0]", name) for name in names)
-    if parts.scheme not in ("https", "file") or not names or is_odd:
+        what = "quote '/', '?', '#' before its '@'" if "@" in url else error
+        raise WeightsError(f"{urls.shown(url)}: no URL: {what}") from None
+    names = _names(parts)
+    is_odd = any(
+        name == ".." or re.search(r"[\\\0]", name) for name in (parts.netloc, *names)
+    )
+    is_remote = parts.scheme == "https" and parts.hostname
+    if not (is_remote or parts.scheme == "file") or not names or is_odd:
         raise WeightsError(
-            f"{url}: expected https://HOST/PATH or file:///PATH, without '..'"
+            f"{urls.shown(url)}: expected https://HOST/PATH or file:///PATH, without "
+            "'..'"
         )
+    return parts
+
+
+def _names(parts: urllib.parse.SplitResult) -> list[str]:
+    return [part for part in urllib.parse.unquote(parts.path).split("/") if part]
+
+
+def _place(parts: urllib.parse.SplitResult, cache: pathlib.Path) -> pathlib.Path:
+    """Where a URL's file is kept: a path that holds no password and no token."""
+    names = _names(parts)
+    host = parts.netloc.rpartition("@")[2] or "localhost"
+    target = earlier = cache.joinpath(host, *names)
     if parts.query:  # other files may differ in nothing else
-        names.insert(-1, urllib.parse.quote(parts.query, safe=""))
-    target = cache.joinpath(parts.netloc or "localhost", *names)
-    is_stale = parts.scheme == "file" and _differs(_local_path(parts), target)
-    if not target.exists() or is_stale:
-        _download(url, target, sha256)
-    else:
-        _check(target, sha256, str(target))
+        digest = hashlib.sha256(os.fsencode(parts.query)).hexdigest()[:16]
+        target = target.with_name(digest) / target.name
+        query = urllib.parse.quote(parts.query, safe="")
+        earlier = earlier.with_name(query) / earlier.name
+    # Earlier versions kept both, in the names of folders.
+    earlier = cache / (parts.netloc or "localhost") / earlier.relative_to(cache / host)
+    if earlier != target and os.path.isfile(earlier) and not target.exists():
+        _move(earlier, target, cache)
     return target
 
 
-def _download(url: str, target: pathlib.Path, sha256: str | None) -> None:
-    """Downloads to `target`, which appears whole and checked, or not at all."""
-    import pooch
-    import requests
-
+def _move(earlier: pathlib.Path, target: pathlib.Path, cache: pathlib.Path) -> None:
+    """To where a file of the cache is kept now, and removes the folders it was in."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".partial-", dir=target.parent, ignore_cleanup_errors=True
-        ) as folder:
-            partial = pathlib.Path(folder) / target.name
-            parts = urllib.parse.urlsplit(url)
-            if parts.scheme == "file":
-                _copy(_local_path(parts), partial)
-            else:
-                download = pooch.HTTPDownloader(progressbar=True)
-                download(url, str(partial), None)
-            _check(partial, sha256, url)
-            partial.replace(target)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        if isinstance(error, requests.HTTPError) and error.response is not None:
-            error.response.close()  # pooch leaves the connection open
-        raise _not_fetched(url, target, error) from error
+        earlier.replace(target)
+        for folder in earlier.parents[: len(earlier.relative_to(cache).parts) - 1]:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    except OSError as error:
+        console.say(f"a file of {cache} stays where it was: {error.strerror}")
 
 
-def _check(path: pathlib.Path, sha256: str | None, source: str) -> None:
-    """Raises WeightsError, naming `source`, for another sha256 than was promised."""
-    if sha256 is None and checksum.in_name(path) is None:
-        return
-    actual = checksum.of_file(path)
-    checksum.check_name_hash(path, actual, source)
-    if sha256 is not None:
-        checksum.check(source, actual, sha256)
+def _download(
+    url: str,
+    source: pathlib.Path | None,
+    target: pathlib.Path,
+    cache: pathlib.Path,
+    sha256: str | None,
+    refused: str,
+) -> _Found:
+    """Downloads to `target`, which appears whole, read and checked, or not at all."""
+    pieces = functools.partial(
+        *((download.of_file, source) if source else (download.of_url, url))
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)  # a file may be put there
+        cache_lib.remove_stale(target.parent)
+        with cache_lib.partial(cache) as (path, stream):
+            changed = source and source.exists() and source.stat().st_mtime_ns
+            download.to_stream(pieces, stream)
+            try:
+                found = _read(path, target, urls.shown(url), sha256)
+            except WeightsError as error:
+                raise WeightsError(f"{refused}{error}") from None
+            if changed:  # the source's time tells a later change
+                os.utime(path, ns=(changed, changed))
+            path.replace(target)
+            return found
+    except download.DownloadError as error:
+        raise _not_fetched(refused, urls.shown(url), target, error) from None
+    except OSError as error:
+        raise WeightsError(
+            f"{refused}{urls.shown(url)} cannot be kept at {target}: "
+            f"{error.strerror or error}; make room or access, or name another folder "
+            "in the environment variable VGG_FLAX_CACHE"
+        ) from None
 
 
 def _local_path(parts: urllib.parse.SplitResult) -> pathlib.Path:
     if parts.netloc not in ("", "localhost"):
+        url = urls.shown(parts.geturl())
+        host = parts.netloc.rpartition("@")[2]
         raise WeightsError(
-            f"{parts.geturl()}: a file:// URL names no other machine; expected "
-            f"file:///{parts.netloc}{parts.path}"
+            f"{url}: a file:// URL names no other machine; expected "
+            f"file:///{host}{parts.path}"
         )
     return pathlib.Path(urllib.request.url2pathname(parts.path))
 
 
 def _differs(source: pathlib.Path, copy: pathlib.Path) -> bool:
     """Whether a copy is not, or no longer, that of a source that can be seen."""
-    if not source.exists() or not copy.exists():
-        return not copy.exists()
+    if not source.exists():
+        return False
     one, other = source.stat(), copy.stat()
     return (one.st_size, one.st_mtime_ns) != (other.st_size, other.st_mtime_ns)
 
 
-def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """With the bar that downloads have: the source may be on a network's disk."""
-    import tqdm
-
-    with (
-        source.open("rb") as stream,
-        tqdm.tqdm.wrapattr(stream, "read", total=source.stat().st_size) as watched,
-        target.open("wb") as out,
-    ):
-        shutil.copyfileobj(watched, out, 1 << 20)
-    shutil.copystat(source, target)  # its time tells a later change
+def _tell_refused(error: WeightsError) -> str:
+    """Tells that a file of the cache is fetched again; the start of a later error."""
+    console.say(f"refused in the cache, and fetched once more: {error}")
+    return f"refused in the cache: {error}; and once more "
 
 
-def _not_fetched(url: str, target: pathlib.Path, error: Exception) -> WeightsError:
-    reason = str(error).splitlines()[:1] or [type(error).__name__]
+def _not_fetched(
+    refused: str, url: str, target: pathlib.Path, error: download.DownloadError
+) -> WeightsError:
     return WeightsError(
-        f"{url} cannot be fetched: {reason[0][:200]}; check the name and the "
-        f"connection, or download the file elsewhere and put it at {target}"
+        f"{refused}{url} cannot be fetched: {error}; {error.remedy}, or download the "
+        f"file elsewhere and put it at {target}"
     )
