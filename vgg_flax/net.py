@@ -180,8 +180,8 @@ def _local_folder(source: str) -> epath.Path | None:
     """
     if not source:
         raise WeightsError("'' is no weights; expected a file, a folder, a name, a URL")
-    # etils knows schemes of its own, and not https://.
-    if source.startswith(("https://", "http://", "file://")):
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme not in storage.PACKAGES:  # `fetch` says what it is
         return None
     storage.check_path("weights", source)
     path = epath.Path(source).expanduser()

@@ -22,6 +22,7 @@ from etils import epath
 from vgg_flax.errors import ConfigError, VGGFlaxError
 
 Record = dict[str, Any]  # JSON-like
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # that read a scheme's paths
 
 
 class StorageError(VGGFlaxError):
@@ -223,8 +224,7 @@ def check_output(flag: str, path: epath.Path) -> None:
 
 def check_path(name: str, path: Any) -> None:
     """Raises ConfigError where the package is missing that reads such a path."""
-    packages = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
-    package = packages.get(str(path).partition("://")[0])
+    package = PACKAGES.get(str(path).partition("://")[0])
     # TensorFlow reads these too, where it is installed.
     if package and not any(map(importlib.util.find_spec, (package, "tensorflow"))):
         what = "'vgg-flax[gcs]'" if package == "gcsfs" else package

@@ -1,19 +1,16 @@
 """Fetching weight files: from here, from a server of our own, and without a net."""
 
 import contextlib
-import functools
 import hashlib
-import http.server
 import os
 import pathlib
-import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
 
+from tests import servers
 from vgg_flax.weights import WeightsError, checksum
 from vgg_flax.weights import fetch as fetch_lib
 from vgg_flax.weights.containers import formats
@@ -47,37 +44,19 @@ def server(
     source: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """`https://localhost:PORT` of a server of `source`, whose certificate is known."""
-    trustme = pytest.importorskip("trustme")
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
-    monkeypatch.setenv("NO_PROXY", "localhost")
-    handler = functools.partial(Handler, directory=str(source))
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as running:
-        running.socket = context.wrap_socket(running.socket, server_side=True)
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"https://localhost:{running.server_address[1]}"
-        running.shutdown()
-        thread.join()
+    with servers.serving_https(tmp_path, monkeypatch) as running:
+        for path in source.iterdir():
+            running.answers[f"/{path.name}"] = (200, CONTENT)
+        for query in ("?a=1", "?a=2"):
+            running.answers[f"/vgg16.pth{query}"] = (200, CONTENT)
+        running.answers["/cut.pth"] = cut
+        yield running.url
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files; of one called `cut.pth` it promises more than it sends."""
-
-    def do_GET(self) -> None:
-        if self.path != "/cut.pth":
-            return super().do_GET()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write(CONTENT[:1000])
-        self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        pass
+def cut(handler: servers.Handler) -> None:
+    """More is promised than sent."""
+    handler.head(200, Content_Length=str(len(CONTENT)))
+    handler.wfile.write(CONTENT[:1000])
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -154,14 +133,19 @@ def test_torchvision_names_promise_a_hash():
 
 
 def test_a_download_is_kept(
-    server: str, source: pathlib.Path, cache: pathlib.Path, capfd: pytest.CaptureFixture
+    server: str,
+    cache: pathlib.Path,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     fetched = fetch(f"{server}/{RIGHT}", sha256=SHA256)
     assert fetched.read_bytes() == CONTENT and cache in fetched.parents
     assert formats.read(fetched).sha256 == SHA256
     assert "100%" in capfd.readouterr().err  # the bar
-    (source / RIGHT).unlink()
-    assert fetch(f"{server}/{RIGHT}") == fetched  # no longer from the server
+    # No longer from the server: nothing listens at that address.
+    monkeypatch.setenv("HTTPS_PROXY", "https://localhost:9")
+    monkeypatch.delenv("NO_PROXY")
+    assert fetch(f"{server}/{RIGHT}") == fetched
     assert files_in(cache) == [fetched]
 
 

@@ -37,14 +37,13 @@ def partial(cache: pathlib.Path) -> Iterator[tuple[pathlib.Path, BinaryIO]]:
             path.unlink(missing_ok=True)
     while True:
         path = cache / f"{_PREFIX}{secrets.token_hex(8)}"
-        with path.open("xb") as stream:
-            if not _is_locked(stream, path):
-                continue
-            try:
-                yield path, stream
-            finally:
-                path.unlink(missing_ok=True)
-            return
+        try:
+            with path.open("xb") as stream:
+                if _is_locked(stream, path):
+                    yield path, stream
+                    return
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _is_locked(stream: BinaryIO, path: pathlib.Path) -> bool:

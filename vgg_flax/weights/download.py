@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import http
+import http.client
 import logging
 import os
 import pathlib
@@ -182,11 +182,10 @@ def of_url(url: str) -> Generator[Any, None, None]:
       DownloadError: no connection, another answer than 200, a redirect to something
         else than https, fewer bytes than were told.
     """
-    import requests
     import urllib3
 
     try:
-        with _unlogged(), requests.Session() as session, _open(session, url) as answer:
+        with _unlogged(), _session() as session, _open(session, url) as answer:
             status = answer.status_code
             if status != http.HTTPStatus.OK:
                 raise DownloadError(f"the server answers {_status(status)}, not 200 OK")
@@ -199,6 +198,19 @@ def of_url(url: str) -> Generator[Any, None, None]:
     # The requests' own errors are OSErrors; `ValueError`: a URL that can't be.
     except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
         raise DownloadError(reason(error)) from None
+
+
+def _session() -> Any:
+    """One that leaves redirects to `_open`."""
+    import requests
+
+    class Session(requests.Session):
+        """requests reads all that comes with a redirect, if it never ends, too."""
+
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            return None
+
+    return Session()
 
 
 def _open(session: Any, url: str) -> Any:
@@ -217,10 +229,10 @@ def _open(session: Any, url: str) -> Any:
             allow_redirects=False,
             timeout=_SILENCE,
         )
-        location = session.get_redirect_target(answer)
-        if location is None:
+        if not answer.is_redirect:
             return answer
         answer.close()
+        location = answer.headers["location"].encode("latin-1").decode(errors="replace")
         target = urllib.parse.urljoin(url, location)
         if urllib.parse.urlsplit(target).scheme != "https":
             raise DownloadError(
@@ -260,13 +272,15 @@ def _unlogged() -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """The innermost cause of an error of the network or a disk, in one line."""
     inner = error
-    while True:
+    while not isinstance(inner, http.client.IncompleteRead):
         causes = (getattr(inner, "reason", None), *inner.args[:2], inner.__cause__)
         causes = (*causes, inner.__context__)
         cause = next((c for c in causes if isinstance(c, BaseException)), None)
         if cause is None:
             break
         inner = cause
+    if isinstance(inner, http.client.IncompleteRead):
+        return f"it breaks off: {inner}"
     if isinstance(inner, ValueError) and not isinstance(inner, OSError):
         return f"its URL is none ({type(inner).__name__})"  # the text holds the URL
     text = inner.strerror if isinstance(inner, OSError) else None

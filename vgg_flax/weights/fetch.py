@@ -149,7 +149,7 @@ def _fetch_from_hub(
     try:
         path = hub.fetched(repo, filename, hub_cache)
     except download.DownloadError as error:
-        raise _not_fetched(refused, url, placed, error) from error
+        raise _not_fetched(refused, url, placed, error) from None
     try:
         return read_cached(path)
     except WeightsError:
@@ -187,7 +187,7 @@ def _split(url: str) -> urllib.parse.SplitResult:
     if not (is_remote or parts.scheme == "file") or not names or is_odd:
         raise WeightsError(
             f"{urls.shown(url)}: expected https://HOST/PATH or file:///PATH, without "
-            "'..'"
+            "'..'; files on the Hugging Face hub are named OWNER/REPO:FILE"
         )
     return parts
 
