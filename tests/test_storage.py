@@ -164,3 +164,11 @@ def test_an_object_is_not_written_for_every_line(bucket: Any) -> None:
     assert bucket.read_bytes() == b""
     file.flush()
     assert storage.read_records(bucket) == [{"step": 1}]
+
+
+def test_a_url_is_no_path_and_is_not_repeated() -> None:
+    for url in ("https://u:hunter2@host/a", "ftp://u:hunter2@host/a", "HTTPS://h"):
+        with pytest.raises(errors.ConfigError, match="init_from starts with") as caught:
+            storage.check_path("init_from", url)
+        assert "hunter2" not in str(caught.value)
+    storage.check_path("init_from", "runs/default")

@@ -223,8 +223,17 @@ def check_output(flag: str, path: epath.Path) -> None:
 
 
 def check_path(name: str, path: Any) -> None:
-    """Raises ConfigError where the package is missing that reads such a path."""
-    package = PACKAGES.get(str(path).partition("://")[0])
+    """Raises ConfigError for a URL, and where the package is missing that reads a path.
+
+    What follows an unknown scheme is not shown, since it may hold a password.
+    """
+    scheme, separator, _ = str(path).partition("://")
+    if separator and scheme not in PACKAGES:
+        known = ", ".join(f"{known}://" for known in PACKAGES)
+        raise ConfigError(
+            f"{name} starts with {scheme}://; expected a path, or {known}"
+        )
+    package = PACKAGES.get(scheme)
     # TensorFlow reads these too, where it is installed.
     if package and not any(map(importlib.util.find_spec, (package, "tensorflow"))):
         what = "'vgg-flax[gcs]'" if package == "gcsfs" else package

@@ -20,15 +20,12 @@ def cached(
     The hub is not asked for a newer one: without a connection that takes long.
     """
     import huggingface_hub
-    from huggingface_hub import errors
 
     try:
-        path = huggingface_hub.hf_hub_download(
-            repo, filename, cache_dir=cache_dir, local_files_only=True
-        )
-    except (OSError, ValueError, errors.EntryNotFoundError):
-        return None  # the download says what is wrong
-    return pathlib.Path(path)
+        path = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir)
+    except (OSError, ValueError):  # what is wrong, the download tells
+        return None
+    return pathlib.Path(path) if isinstance(path, str) else None
 
 
 def fetched(repo: str, filename: str, cache_dir: pathlib.Path | None) -> pathlib.Path:
