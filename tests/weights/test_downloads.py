@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import random_net
 
 import vgg_flax
-from tests import conftest, servers
+from tests import servers
 from vgg_flax.inference import conversion
 from vgg_flax.weights import WeightsError, fetch, urls
 
@@ -344,7 +345,7 @@ def test_secrets_of_a_url_are_written_nowhere(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture,
 ):
-    net = conftest.random_net("vgg11")
+    net = random_net("vgg11")
     conversion.convert(net, tmp_path / "net.safetensors", "torchvision")
     query = "token=t0ken&X-Amz-Signature=signat&download=true&s3cr3t"
     host = server.url.removeprefix("https://")
