@@ -23,7 +23,7 @@ FLOORS = (
     {"cli"},
 )
 OWNERS = {  # top-level package -> the only files that import it
-    "orbax": {"runs/checkpoint"},
+    "orbax": {"runs/step_folders"},
     "grain": {"data/batches"},
     "tensorflow_datasets": {
         "data/digits",

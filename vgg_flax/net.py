@@ -12,7 +12,7 @@ from vgg_flax import storage
 from vgg_flax.data import imagenet
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG  # `model` is an attribute below
-from vgg_flax.runs import checkpoint
+from vgg_flax.runs import checkpoint, step_folders
 from vgg_flax.weights import WeightsError, checksum, fetch, urls
 from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.lineages import mapping
@@ -196,13 +196,14 @@ def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | st
     """
     if checkpoint.exists(folder):
         return folder, step
-    if folder.name.isdigit() and folder.parent.name == "checkpoints":
-        if step not in ("last", int(folder.name)):
+    number = step_folders.number_of(folder.name)
+    if number is not None and folder.parent.name == "checkpoints":
+        if step not in ("last", number):
             raise checkpoint.CheckpointError(
                 f"{folder} is one step, and step={step!r} another; give "
                 f"{folder.parent.parent}, or leave the step out"
             )
-        return folder.parent.parent, int(folder.name)
+        return folder.parent.parent, number
     if folder.name != "checkpoints":
         suffixes = (".safetensors", ".pth", ".bin", ".h5", ".caffemodel")
         files = sorted(str(p) for p in folder.iterdir() if p.suffix in suffixes)

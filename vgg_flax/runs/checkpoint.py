@@ -1,54 +1,26 @@
-"""Checkpoints that say what they are and are checked: the only file that says orbax.
+"""Checkpoints that say what they are and are checked: saved, found, read, set aside.
 
-A step's folder holds three items: `model` (params, batch_stats), `training` (the rest
-of the state) and `meta` (config, variant, preprocessing, classes, and of every leaf
-its shape, dtype and crc32; a flipped bit in an array restores without an error).
+`step_folders` writes and reads them, under a `seal`; a flipped bit in an array restores
+without an error, and so the seal has a crc32 of each.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
-from flax import traverse_util
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vgg_flax import console
 from vgg_flax.parallel import distributed
-from vgg_flax.runs import directory
+from vgg_flax.runs import directory, seal, step_folders
 from vgg_flax.runs import leaves as leaves_lib
-from vgg_flax.runs.leaves import Checkpoint, CheckpointError, Leaves
-
-# Orbax warns of each save without metrics, which one between evaluations has not.
-absl_logging.get_absl_logger().addFilter(
-    lambda record: "Requested `tracked_metric`" not in record.getMessage()
-)
+from vgg_flax.runs.leaves import Checkpoint, CheckpointError, DamagedStep
 
 Tree = dict[str, Any]
 
-_ITEMS = ("model", "training")
 _LOOKS = 5  # at a run that goes on and removes what is being read
-
-
-class _StepGone(CheckpointError):
-    """What is missing may be because the run has just removed the step."""
-
-
-class _Manager(ocp.CheckpointManager):
-    """Leaves JAX's coordinator to `Signals`.
-
-    Orbax asks it, at each save and from a thread of its own, whether to stop at this
-    step, and JAX agrees on a stop by the number that was asked for last: one that the
-    polls of `Signals`, which count evaluated batches too, may have passed long ago.
-    The signal was lost then, and the run went on.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        del step  # whoever saves because of a signal has heard of it already
-        return False
 
 
 class Checkpoints:
@@ -58,21 +30,10 @@ class Checkpoints:
         """Opens the folder; `read_only`, also while another process saves into it."""
         self._folder = epath.Path(folder)
         self._saving: int | None = None
-        policies = [
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(
-                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-            ),
-        ]
-        self._manager = _Manager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_score,
-                best_mode="max",
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                # A run that is saving has one, and would lose it to its readers.
-                cleanup_tmp_directories=not read_only,
-            ),
+        self._scores: dict[int, tuple[str, float] | None] = {}  # as far as known
+        self._read_only = read_only
+        self._manager = step_folders.Manager(
+            self._folder, keep, self._read_score, read_only=read_only
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -104,23 +65,13 @@ class Checkpoints:
           CheckpointError: the disk is full, or the folder is gone or read-only.
         """
         leaves = leaves_lib.to_leaves(state)
-        meta = {
-            **meta,
-            "versions": directory.versions(),
-            "leaves": leaves_lib.describe(leaves),
-        }
-        items = {
-            item: ocp.args.StandardSave(_nest(part))
-            for item in _ITEMS
-            if (part := _part(leaves, item))
-        }
-        args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
-        metrics = None if score is None else dict([score])
+        meta = {**meta, "versions": directory.versions()}
         self._saving = step
         try:
             if step in self.steps():  # saved by a signal, and evaluated only now
                 self._move(step, "replaced")
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._scores[step] = score
+            self._manager.save_sealed(step, leaves, meta, score)
         except (OSError, ValueError) as error:
             raise self._save_error(step, error) from error
 
@@ -138,43 +89,63 @@ class Checkpoints:
 
     def has_saved(self, step: int) -> bool:
         """Whether no save is under way and that of `step` is whole, on disk."""
-        path = self._folder / str(step)
-        return (
-            not self._manager.is_saving_in_progress()
-            and path.exists()
-            and ocp.utils.is_checkpoint_finalized(path)
+        return not self._manager.is_saving_in_progress() and step_folders.is_whole(
+            self._folder / str(step)
         )
 
-    def best_step(self) -> int | None:
-        """The step with the highest score, if any was validated."""
-        return self._manager.best_step()
+    def best_step(self, without: Collection[int] = ()) -> int | None:
+        """The step with the highest score, if any was validated, the newest of equals.
 
-    def find(self, step: int | str) -> int:
+        Args:
+          without: steps that are not asked for.
+        """
+        scores = {step: self._read_score(step) for step in self.steps()}
+        return max(
+            (step for step in scores if scores[step] and step not in without),
+            key=lambda step: ((scores[step] or ("", 0.0))[1], step),
+            default=None,
+        )
+
+    def find(self, step: int | str, without: Collection[int] = ()) -> int:
         """The number of `step`: a number, "last" or "best".
+
+        Args:
+          without: damaged steps, which are neither.
 
         Raises:
           CheckpointError: there is none such.
+          DamagedStep: whether a step is the best cannot be told.
         """
         if isinstance(step, int):
             return step
         if step not in ("last", "best"):
             raise CheckpointError(f"step={step!r}; expected a number, 'last' or 'best'")
-        if not self.steps():
+        left = [s for s in self.steps() if s not in without]
+        if not left and without:
+            raise CheckpointError(
+                f"all checkpoints in {self._folder} are damaged: steps {list(without)}"
+            )
+        if not left:
             raise CheckpointError(f"{self._folder} has no finished checkpoint")
-        chosen = self.best_step() if step == "best" else self.steps()[-1]
-        if chosen is None:
+        if step == "last":
+            return left[-1]
+        for other in left:
+            self._check(other)
+        best = self.best_step(without)
+        if best is None:
             raise CheckpointError(
                 f"{self._folder} has no best step: nothing was validated; "
                 "use step='last'"
             )
-        return chosen
+        return best
 
     def read_newest(
         self, on_damaged: Callable[[int, CheckpointError], None] = lambda *_: None
     ) -> Checkpoint | None:
         """The newest undamaged checkpoint; None if there never was one.
 
-        Damaged ones are reported and moved to `damaged/` beside the folder.
+        Damaged ones are reported and moved to `damaged/` beside the folder: those that
+        are newer, and the older ones that do not say truly what they are.
 
         Args:
           on_damaged: called with the step and the error of each.
@@ -183,73 +154,94 @@ class Checkpoints:
           CheckpointError: there are checkpoints, and all of them are damaged.
         """
         self._settle_replaced()
-        damaged = []
+        self.tell_ignored()
+        newest = None
         for step in reversed(self.steps()):
             try:
-                return self.read(step)
-            except CheckpointError as error:
-                logging.error("%s; falling back to the one before", error)
-                damaged.append(step)
+                if newest is None:
+                    newest = self.read(step)
+                else:
+                    self._check(step)
+            except DamagedStep as error:
+                instead = "falling back to the one before" * (newest is None)
+                logging.error("%s; %s", error, instead or "it is set aside")
                 self._move(step, "damaged")
                 on_damaged(step, error)
-        if damaged:
+        aside = self._folder.parent / "damaged"
+        if newest is None and aside.exists():
             raise CheckpointError(
-                f"all checkpoints in {self._folder} are damaged: steps {damaged}, now "
-                f"in {self._folder.parent / 'damaged'}; start anew in another --workdir"
+                f"all checkpoints in {self._folder} are damaged: steps "
+                f"{sorted(path.name for path in aside.iterdir())}, now in {aside}; "
+                "start anew in another --workdir"
             )
-        return None
+        return newest
 
-    def read(self, step: int, items: tuple[str, ...] = _ITEMS) -> Checkpoint:
-        """Reads a step, checking each leaf's shape, dtype and crc32.
+    def read(
+        self, step: int, items: tuple[str, ...] = step_folders.ITEMS
+    ) -> Checkpoint:
+        """Reads a step, checking its seal and each leaf's shape, dtype and crc32.
 
         Raises:
-          CheckpointError: no such step, or something in it is damaged.
+          CheckpointError: no such step.
+          DamagedStep: something in it is not what was saved.
         """
         if step not in self.steps():
             raise CheckpointError(
                 f"no checkpoint of step {step} in {self._folder}; it has {self.steps()}"
             )
+        folder = self._folder / str(step)
         try:
-            meta_args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = self._manager.restore(step, args=meta_args)["meta"]
-            described = {
-                path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
-                for path, leaf in meta["leaves"].items()
-            }
-            targets = {
-                item: ocp.args.StandardRestore(_nest(part))
-                for item in items
-                if (part := _part(described, item))
-            }
-            restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
-            leaves: Leaves = {}
-            for item in targets:
-                leaves |= traverse_util.flatten_dict(restored[item], sep="/")
-            actual = leaves_lib.describe(leaves)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            first_line = str(error).splitlines()[:1]
-            path = self._folder / str(step)
-            time.sleep(0.2)  # what is being removed is gone by then
-            whole = all((path / item).exists() for item in ("meta", *items))
-            raise (CheckpointError if whole else _StepGone)(
-                f"checkpoint {path} cannot be read: "
-                f"{type(error).__name__}: {''.join(first_line)[:200]}"
-            ) from error
-        wrong = [path for path in actual if actual[path] != meta["leaves"][path]]
-        if wrong:
-            listed = ", ".join(wrong[:3]) + " and others" * (len(wrong) > 3)
-            raise CheckpointError(
-                f"checkpoint {self._folder / str(step)} is damaged: {listed} differ "
-                "from what was saved (crc32); use another step, or copy it anew"
+            statement = seal.read(folder)
+            leaves = self._manager.read_leaves(step, statement.meta, items)
+            leaves_lib.check(folder, leaves, statement.meta["leaves"])
+            if not statement.sealed:
+                _check_number(folder, leaves)
+        except CheckpointError as error:
+            raise self._damaged(step, error, items) from error
+        return Checkpoint(step, leaves, statement.meta)
+
+    def tell_ignored(self) -> None:
+        """Tells in one line what else lies among the steps."""
+        ignored = step_folders.ignored(self._folder)
+        if ignored:
+            more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+            console.say(
+                f"{self._folder}: {', '.join(map(repr, ignored[:5]))}{more} ignored; "
+                "a step's folder is named by its number alone"
             )
-        return Checkpoint(step, leaves, meta)
+
+    def _read_score(self, step: int) -> tuple[str, float] | None:
+        """None also where it cannot be read: whoever reads the step is told of it."""
+        if step not in self._scores:
+            try:
+                self._scores[step] = seal.read(self._folder / str(step)).score
+            except CheckpointError:
+                return None
+        return self._scores[step]
+
+    def _check(self, step: int) -> None:
+        """Raises DamagedStep where a step does not say truly what it is."""
+        try:
+            seal.read(self._folder / str(step))
+        except CheckpointError as error:
+            raise self._damaged(step, error, ()) from error
+
+    def _damaged(
+        self, step: int, error: CheckpointError, items: tuple[str, ...]
+    ) -> DamagedStep:
+        is_going = False
+        if self._read_only:
+            time.sleep(0.2)  # what is being removed is gone by then
+            folder = self._folder / str(step)
+            is_going = not all((folder / item).exists() for item in ("meta", *items))
+        return DamagedStep(step, error, is_going)
 
     def _move(self, step: int, name: str) -> None:
         """Moves a step's folder to the folder `name` beside this one."""
         if jax.process_index() == 0:
             target = self._folder.parent / name / str(step)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
+            if target.is_dir():
                 target.rmtree()
             (self._folder / str(step)).rename(target)
         self._reload()
@@ -294,6 +286,8 @@ def folder_of(workdir: epath.PathLike) -> epath.Path:
 def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
     """The model part of a run's checkpoint: `step` a number, "last" or "best".
 
+    Of the last and the best, a damaged one is told and left out.
+
     Raises:
       CheckpointError: no run directory, no such step, or it is damaged.
 
@@ -304,14 +298,26 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
             f"{epath.Path(workdir)} has no folder 'checkpoints'; expected the "
             "--workdir of a training run"
         )
-    folder, gone = folder_of(workdir), None
-    for _ in range(_LOOKS):
+    folder, damaged = folder_of(workdir), list[int]()
+    looks = 0
+    while True:
         try:
             with Checkpoints(folder, keep=1, read_only=True) as checkpoints:
-                return checkpoints.read(checkpoints.find(step), items=("model",))
-        except (FileNotFoundError, NotADirectoryError, _StepGone) as error:
-            gone = error
-    raise CheckpointError(f"{gone}; looked {_LOOKS} times") from gone
+                if looks == 0 and not damaged:
+                    checkpoints.tell_ignored()
+                chosen = checkpoints.find(step, without=damaged)
+                return checkpoints.read(chosen, items=("model",))
+        except (FileNotFoundError, NotADirectoryError, DamagedStep) as error:
+            looks += 1
+            is_damage = isinstance(error, DamagedStep)
+            if looks < _LOOKS and (not is_damage or error.is_going):
+                continue
+            if not is_damage:
+                raise CheckpointError(f"{error}; looked {looks} times") from error
+            if isinstance(step, int):
+                raise
+            logging.error("%s; going on without it", error)
+            damaged.append(error.step)
 
 
 def save_variables(
@@ -334,15 +340,11 @@ def save_variables(
         checkpoints.wait()
 
 
-def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
-    keys, model = leaves_lib.MODEL_KEYS, item == "model"
-    return {k: v for k, v in leaves.items() if (k.split("/")[0] in keys) == model}
-
-
-def _nest(leaves: dict[str, Any]) -> Tree:
-    return traverse_util.unflatten_dict(leaves, sep="/")
-
-
-def _score(metrics: dict[str, float]) -> float:
-    (score,) = metrics.values()
-    return score
+def _check_number(folder: epath.Path, leaves: leaves_lib.Leaves) -> None:
+    """Tells that there is no seal; sees that a state counted as many updates itself."""
+    console.say(
+        f"{folder} was saved by a version that sealed no steps: its arrays are "
+        "checked, and not what it says of itself"
+    )
+    if str(leaves.get("step", folder.name)) != folder.name:
+        raise seal.of_another_step(folder, leaves["step"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import serialization, traverse_util
 
 from vgg_flax.errors import VGGFlaxError
@@ -19,6 +20,20 @@ Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
 
 class CheckpointError(VGGFlaxError):
     """A checkpoint that is missing, damaged, or of something else."""
+
+
+class DamagedStep(CheckpointError):
+    """A step that is not what was saved.
+
+    Attributes:
+      step: its number.
+      is_going: whether something is missing because, it may be, the run that saved it
+        is just removing it.
+    """
+
+    def __init__(self, step: int, reason: CheckpointError, is_going: bool):
+        super().__init__(str(reason))
+        self.step, self.is_going = step, is_going
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,3 +115,15 @@ def describe(leaves: Leaves) -> dict[str, dict[str, Any]]:
         }
         for path, leaf in leaves.items()
     }
+
+
+def check(folder: epath.Path, leaves: Leaves, described: dict[str, Any]) -> None:
+    """Raises CheckpointError for leaves of a step in `folder` that are others."""
+    actual = describe(leaves)
+    wrong = [path for path in actual if actual[path] != described[path]]
+    if wrong:
+        listed = ", ".join(wrong[:3]) + " and others" * (len(wrong) > 3)
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: {listed} differ from what was saved "
+            "(crc32); use another step, or copy it anew"
+        )
