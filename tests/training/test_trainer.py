@@ -488,6 +488,8 @@ def test_init_from_takes_the_papers_layers_or_all_of_them(
     wrong = changed(deeper, init_layers=("conv9_9",))
     with pytest.raises(errors.ConfigError, match="conv9_9"):
         trainer.train_and_evaluate(wrong, tmp_path / "wrong2")
+    with pytest.raises(checkpoint.CheckpointError, match=r"'config', .*init_from"):
+        trainer.train_and_evaluate(config, tmp_path / "a")  # a net, and no run
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"all checkpoints in {self._folder} are damaged: steps "
                 f"{sorted(path.name for path in aside.iterdir())}, now in {aside}; "
-                "start anew in another --workdir"
+                "start anew in another --workdir, or remove that folder"
             )
         return newest
 

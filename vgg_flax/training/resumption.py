@@ -9,7 +9,7 @@ from vgg_flax import console
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError
 from vgg_flax.runs import checkpoint
-from vgg_flax.runs.leaves import Checkpoint, from_leaves, to_leaves
+from vgg_flax.runs.leaves import Checkpoint, CheckpointError, from_leaves, to_leaves
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.job import Job
 from vgg_flax.training.state import TrainState
@@ -19,10 +19,18 @@ def check_unchanged(saved: Checkpoint, job: Job) -> None:
     """Sees that a run goes on with the settings and the data that it was saved with.
 
     Raises:
+      CheckpointError: it was not saved by a run.
       ConfigError: naming what differs, unless `config.resume_with_changes`; for
         another objective in any case.
     """
     config = job.config
+    missing = {"config", "class_names", "evaluated"} - set(saved.meta)
+    if missing:
+        raise CheckpointError(
+            f"step {saved.step} in {job.workdir} does not tell its {sorted(missing)}, "
+            "as that of a run would: use another --workdir, and --config.init_from to "
+            "start from its params"
+        )
     earlier = config_lib.from_dict(saved.meta["config"])
     if earlier.objective != config.objective:
         raise ConfigError(
