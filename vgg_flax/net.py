@@ -129,7 +129,8 @@ def load(
     Args:
       path_or_name: a run's --workdir (or its `checkpoints`, or a step's folder in
         that), a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
-      step: of a run: "last", "best" (on the validation split) or a number.
+      step: of a run: "last", "best" (on the validation split) or a number. A damaged
+        one is told, and is neither the last nor the best.
       variant: of a file, where its names can't tell ("vgg11_lrn").
       include_top: False: the convolutions only (`head="none"`).
       num_classes: other than the weights': fc8 starts anew.

@@ -18,8 +18,6 @@ from vgg_flax.runs import directory, seal, step_folders
 from vgg_flax.runs import leaves as leaves_lib
 from vgg_flax.runs.leaves import Checkpoint, CheckpointError, DamagedStep
 
-Tree = dict[str, Any]
-
 _LOOKS = 5  # at a run that goes on and removes what is being read
 
 
@@ -168,11 +166,12 @@ class Checkpoints:
                 self._move(step, "damaged")
                 on_damaged(step, error)
         aside = self._folder.parent / "damaged"
-        if newest is None and aside.exists():
+        # Those of earlier starts too: the next start after this error is no new run.
+        damaged = step_folders.numbers(aside) if aside.is_dir() else []
+        if newest is None and damaged:
             raise CheckpointError(
-                f"all checkpoints in {self._folder} are damaged: steps "
-                f"{sorted(path.name for path in aside.iterdir())}, now in {aside}; "
-                "start anew in another --workdir, or remove that folder"
+                f"all checkpoints in {self._folder} are damaged: steps {damaged}, now "
+                f"in {aside}; start anew in another --workdir, or remove that folder"
             )
         return newest
 
@@ -321,7 +320,7 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
 
 
 def save_variables(
-    workdir: epath.PathLike, variables: Tree, meta: dict[str, Any]
+    workdir: epath.PathLike, variables: dict[str, Any], meta: dict[str, Any]
 ) -> None:
     """Writes a net alone, as step 0 of a new run directory that `load` reads.
 

@@ -84,6 +84,12 @@ def is_whole(path: epath.Path) -> bool:
     return path.exists()
 
 
+def numbers(folder: epath.Path) -> list[int]:
+    """The steps whose folders lie in `folder`, in whatever state, in order."""
+    found = (number_of(path.name) for path in folder.iterdir())
+    return sorted(number for number in found if number is not None)
+
+
 def ignored(folder: epath.Path) -> list[str]:
     """The names of what lies among the steps, and is neither one nor Orbax's own."""
     return sorted(
