@@ -58,6 +58,8 @@ LOCAL = {
     "data/imagenet": "reads this package's own data",
     "data/folder": "does not follow links into a circle",
     "runs/directory": "asks for free space, where is_local",
+    "runs/lease": "a lock and a time stamp, where is_local",
+    "runs/holder": "asks the kernel for processes",
     "runs/profiling": "the profiler writes to local disks; copied from there by epath",
     "data/prepared": "a scratch folder beside TFDS' data_dir, renamed into place",
     "inference/export": "writes a file for the person at the keyboard",

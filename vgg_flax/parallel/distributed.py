@@ -5,6 +5,7 @@ import functools
 import hashlib
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax._src import clusters  # the only way to ask before initialising
 from jax.experimental import multihost_utils
 
-from vgg_flax.errors import ConfigError
+from vgg_flax.errors import ConfigError, VGGFlaxError
 
 # A process that dies is noticed after so many seconds (JAX's own default: 100) and
 # the others end so many later (300).
@@ -99,6 +100,25 @@ def check_same(facts: dict[str, Any]) -> None:
         f"processes {processes} differ from process 0 in {', '.join(names)}; here, "
         f"process {jax.process_index()}: {here}. Start all with one command and code"
     )
+
+
+def by_first(act: Callable[[], None]) -> None:
+    """Lets the first process act while the others wait for it.
+
+    Raises:
+      VGGFlaxError: that of `act`; in the other processes, that it failed.
+    """
+    error = None
+    if jax.process_index() == 0:
+        try:
+            act()
+        except VGGFlaxError as reason:
+            error = reason
+    failed = error is not None
+    if jax.process_count() > 1:
+        failed = bool(multihost_utils.broadcast_one_to_all(np.array(failed)))
+    if failed:
+        raise error or VGGFlaxError("process 0 could not begin, and says why")
 
 
 def wait_for_all(name: str) -> None:

@@ -19,7 +19,7 @@ def prepare(workdir: epath.Path, checkpoint_bytes: int) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("probe")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another start may have tried, too
         free = shutil.disk_usage(workdir).free if storage.is_local(workdir) else None
     except OSError as error:
         raise ConfigError(

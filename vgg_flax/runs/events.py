@@ -23,6 +23,7 @@ be finished at the first step after it that looks.
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +31,7 @@ from etils import epath
 
 from vgg_flax import console, storage
 from vgg_flax.errors import Interrupted
+from vgg_flax.runs.lease import LeaseError
 
 Event = dict[str, Any]
 
@@ -58,10 +60,20 @@ class Events:
       past: the events of earlier starts, oldest first.
     """
 
-    def __init__(self, workdir: epath.Path, position: Position, *, active: bool):
-        """Opens the file; each event says the `position`'s step."""
+    def __init__(
+        self,
+        workdir: epath.Path,
+        position: Position,
+        *,
+        active: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
+        """Opens the file; each event says the `position`'s step.
+
+        Before one is written `check` is called: `Lease.check`.
+        """
         path = workdir / "events.jsonl"
-        self._position = position
+        self._position, self._check = position, check
         self.past = storage.read_records(path) if active else []
         self._file = storage.RecordFile(path, self.past) if active else None
 
@@ -74,13 +86,18 @@ class Events:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        if kind is not None and not isinstance(error, Interrupted):
+        if kind is not None and not isinstance(error, (Interrupted, LeaseError)):
             self.write("error", type=kind.__name__, message=str(error)[:1000])
 
     def write(self, event: str, **facts: Any) -> None:
-        """Adds a line; a `step` among the facts counts instead of the position's."""
+        """Adds a line; a `step` among the facts counts instead of the position's.
+
+        Raises:
+          LeaseError: the run's directory is another's by now.
+        """
         if self._file is None:
             return
+        self._check()
         now, step = console.timestamp(time.time()), self._position.step
         try:
             self._file.append({"time": now, "event": event, "step": step} | facts)

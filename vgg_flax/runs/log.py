@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tqdm
@@ -39,13 +39,16 @@ class Log:
         start: Position,
         total_steps: int,
         active: bool,
+        check: Callable[[], None] = lambda: None,
     ):
         """Opens the files, without the records of a killed run that come again.
 
         Those are all after the step where it starts, and that step's own validation,
-        if it was not made when the step was saved.
+        if it was not made when the step was saved. Before a file is written `check` is
+        called: `Lease.check`.
         """
         self._workdir, self._metrics, self._active = workdir, metrics, active
+        self._check = check
         self._total_steps, self._drawn = total_steps, time.monotonic()
         self._bar = None
         self.records: list[dict[str, Any]] = []
@@ -86,9 +89,14 @@ class Log:
             self._bar.update()
 
     def record(self, record: dict[str, Any]) -> None:
-        """Writes a record of a step and split to the files, and a line of it."""
+        """Writes a record of a step and split to the files, and a line of it.
+
+        Raises:
+          LeaseError: the run's directory is another's by now.
+        """
         if not self._active:
             return
+        self._check()
         record = {**record, "time": round(time.time(), 3)}
         self.records.append(record)
         self._file.append(record)
@@ -105,6 +113,7 @@ class Log:
         """
         if not self._active:
             return
+        self._check()
         is_due = time.monotonic() >= self._drawn + _DRAW_SECONDS
         with self._written():
             self._board.flush()

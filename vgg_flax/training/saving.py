@@ -48,9 +48,11 @@ class Saver:
 
         Raises:
           CheckpointError: the disk is full, or the workdir is gone.
+          LeaseError: the workdir is another's by now.
         """
         self.check_still_there()
         self.wait()
+        # This sees, too, that the workdir is still ours.
         self._events.write("save_started", productive_seconds=productive_seconds)
         step = self._position.step
         self._checkpoints.save(step, fetch(), self._meta(), score)

@@ -22,6 +22,7 @@ from vgg_flax.parallel.watchdog import Watchdog
 from vgg_flax.runs import checkpoint, directory, log, profiling
 from vgg_flax.runs.events import Events, Position
 from vgg_flax.runs.goodput import Goodput
+from vgg_flax.runs.lease import Lease
 from vgg_flax.runs.leaves import from_leaves
 from vgg_flax.runs.log import Log
 from vgg_flax.runs.meter import Meter
@@ -71,7 +72,10 @@ def open_run(
     folder = checkpoint.folder_of(job.workdir)
     several = job.shard.processes > 1
     with (
-        Events(job.workdir, position, active=job.is_first) as events,
+        Lease(job.workdir / "lease.json", f"--workdir={job.workdir}") as lease,
+        Events(
+            job.workdir, position, active=job.is_first, check=lease.check
+        ) as events,
         Signals() as signals,
         checkpoint.Checkpoints(folder, config.keep_checkpoints) as checkpoints,
         Watchdog(config.step_timeout_seconds if several else None) as watchdog,
@@ -94,6 +98,7 @@ def open_run(
                 start=position,
                 total_steps=job.plan.total_steps,
                 active=job.is_first,
+                check=lease.check,
             ) as run_log,
             Profiler(
                 job.config.profile,
