@@ -158,7 +158,7 @@ def read_batches(text: str) -> dict[str, Any]:
     train = splits.open_split(data, data.train_split, classes)
     test = splits.open_split(data, data.test_split, classes)
     stream = batches.train_batches(
-        data, train, seed=config.seed, start_step=0, shard=batches.Shard()
+        data, train, seed=config.seed, start_example=0, shard=batches.Shard()
     )
     first = [next(stream) for _ in range(2)]
     *_, last = batches.eval_batches(data, test, shard=batches.Shard())

@@ -75,8 +75,9 @@ def train(
     start_step: int = 0,
     shard: Shard = ONE,
 ) -> list[Batch]:
+    start = start_step * data.batch_size
     batches = batches_lib.train_batches(
-        data, split, seed=seed, start_step=start_step, shard=shard
+        data, split, seed=seed, start_example=start, shard=shard
     )
     return list(itertools.islice(batches, steps))
 
@@ -280,6 +281,29 @@ def test_a_run_can_start_at_its_billionth_step():
     # Walking through all the steps before it would never end.
     (batch,) = train(settings(), numbered(53), 1, start_step=10**9)
     assert batch["image"].shape == (8, 8, 8, 3)
+
+
+@pytest.mark.parametrize("sizes", [(8, 16), (16, 8), (4, 12, 8), (12, 20)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_of_another_size_go_on_where_the_others_ended(
+    sizes: tuple[int, ...], processes: int
+):
+    split, start, parts = numbered(53), 0, []
+    for size in sizes:
+        data = settings(batch_size=size, color_shift=0.1)
+        shards = [
+            batches_lib.train_batches(
+                data, split, seed=0, start_example=start, shard=Shard(i, processes)
+            )
+            for i in range(processes)
+        ]
+        for batch in itertools.islice(zip(*shards, strict=True), 7):
+            parts.append({k: v for k, v in joined(list(batch)).items() if k != "index"})
+        start += 7 * size
+    together = joined(parts)
+    (whole,) = train(settings(batch_size=start, color_shift=0.1), split, 1)
+    for name, values in together.items():
+        np.testing.assert_array_equal(values, whole[name])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -645,7 +669,7 @@ def test_a_cache_reads_each_record_once_and_changes_nothing():
                 settings(cache=cache, batch_size=4, flip=True),
                 plain,
                 seed=0,
-                start_step=0,
+                start_example=0,
                 shard=Shard(),
             )
             for cache in (False, True)

@@ -294,7 +294,7 @@ def test_both_formats_give_the_same_batches(split: str, miniature: dict[str, str
         opened = splits.open_split(data, split, 1000)
         shard = Shard()
         train = batches_lib.train_batches(
-            data, opened, seed=0, start_step=2, shard=shard
+            data, opened, seed=0, start_example=2, shard=shard
         )
         test = batches_lib.eval_batches(data, opened, shard=shard)
         return [*itertools.islice(train, 5), *test]

@@ -108,7 +108,7 @@ def test_batches_are_those_of_the_array_record(
         split = splits.open_split(data, "train[:90%]", 10)
         shard = Shard()
         train = batches_lib.train_batches(
-            data, split, seed=3, start_step=15, shard=shard
+            data, split, seed=3, start_example=15, shard=shard
         )
         test = batches_lib.eval_batches(data, split, shard=shard)
         return [*itertools.islice(train, 10), *test]
@@ -231,7 +231,7 @@ def test_a_damaged_shard_stops_training_and_is_named(
     data = dataclasses.replace(tiny_config.data, data_dir=str(tmp_path))
     split = splits.open_split(data, "train", 10)
     batches = batches_lib.train_batches(
-        data, split, seed=0, start_step=0, shard=Shard()
+        data, split, seed=0, start_example=0, shard=Shard()
     )
     with pytest.raises(tfrecord.TFRecordError, match=damaged.name):
         next(batches)

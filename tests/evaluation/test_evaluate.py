@@ -496,6 +496,11 @@ def test_interrupted_and_continued_is_uninterrupted(
             for path in tmp_path.glob("*.journal")
             for line in path.read_text().splitlines()
         ]
+    process.send_signal(signal.SIGSTOP)  # it lives, and its journal is its own
+    assert cli.main(command(run_directory, digits, stopped, *flags)) == 1
+    held = f"--output {stopped}.json is held by process {process.pid} on "
+    assert held in capsys.readouterr().err
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors

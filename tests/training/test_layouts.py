@@ -58,7 +58,7 @@ made = batches.train_batches(
     settings,
     splits.Split("numbered", Numbered(), ("a",)),
     seed=0,
-    start_step=0,
+    start_example=0,
     shard=batches.Shard(jax.process_index(), jax.process_count()),
 )
 seen = []

@@ -25,7 +25,9 @@ LAYOUTS = (1, 2, 4, 8)
 def some_batches(config: config_lib.Config, count: int) -> list[Any]:
     data = config.data
     split = splits.open_split(data, data.train_split, config.model.num_classes)
-    stream = batches_lib.train_batches(data, split, seed=0, start_step=0, shard=Shard())
+    stream = batches_lib.train_batches(
+        data, split, seed=0, start_example=0, shard=Shard()
+    )
     return [next(stream) for _ in range(count)]
 
 

@@ -1,7 +1,7 @@
 """TFDS -> Grain -> this process's batches of uint8 images, padded and masked.
 
 Every process sees its contiguous part of the same global batches, and which examples
-and which pixels a batch holds depends on the seed and the step alone.
+and which pixels a batch holds depends on the seed and on how many came before it alone.
 """
 
 import dataclasses
@@ -36,9 +36,12 @@ class Shard:
 
 
 def train_batches(
-    config: DataConfig, split: Split, *, seed: int, start_step: int, shard: Shard
+    config: DataConfig, split: Split, *, seed: int, start_example: int, shard: Shard
 ) -> Iterator[Batch]:
-    """Endless training batches from `start_step` on: reshuffled at every epoch.
+    """Endless training batches, reshuffled at every epoch.
+
+    They begin behind the first `start_example` examples, whatever the size of the
+    batches that those came in.
 
     Yields:
       `image` uint8 `[local, crop_size, crop_size, C]`, `label` int32 `[local]`,
@@ -51,11 +54,11 @@ def train_batches(
     dataset = (
         grain.MapDataset.source(_Reshuffled(DecodedExamples(config, split), seed))
         .seed(seed)
-        .random_map(_TrainView(config))
+        .random_map(_TrainView(config))[start_example:]
         .batch(local)[shard.process :: shard.processes]
         .map(lambda batch: {**batch, "index": index})
     )
-    return _iterate(dataset[start_step:], config)
+    return _iterate(dataset, config)
 
 
 def eval_batches(config: DataConfig, split: Split, *, shard: Shard) -> Iterator[Batch]:

@@ -33,6 +33,7 @@ from vgg_flax.parallel import distributed
 from vgg_flax.parallel.ahead import in_threads
 from vgg_flax.parallel.signals import SignalsApart
 from vgg_flax.parallel.watchdog import Watchdog
+from vgg_flax.runs.lease import Lease
 
 # Of several processes one that has not ended an image for so long ends them all.
 _STUCK_SECONDS = 900.0
@@ -92,27 +93,43 @@ def evaluate(
     total = min(len(images.split), limit)
     described = results.describe(nets, images, experiments, settings, total)
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
-    if output is not None:
-        output = results.path_of(output, key)
-    journal = Journal(
-        output and output.parent / f"{output.stem}.{key}.journal", jax.process_index()
-    )
     seen = _Images(nets, images, experiments)
     posteriors = Posteriors(nets, settings)
+    if output is None:
+        return _go_on(key, described, seen, posteriors, total)
+    output = results.path_of(output, key)
+    path = output.parent / f"{output.stem}.{key}.lease"
+    with Lease(path, f"--output {output}") as lease:
+        return _go_on(key, described, seen, posteriors, total, output, lease.check)
+
+
+def _go_on(
+    key: str,
+    described: dict[str, Any],
+    seen: "_Images",
+    posteriors: Posteriors,
+    total: int,
+    output: epath.Path | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `evaluate` returns, of images done before or now; `check`, as of a lease."""
+    path = output and output.parent / f"{output.stem}.{key}.journal"
+    journal = Journal(path, jax.process_index())
     pending = _pending(journal, seen, total)
     _check_processes(described, pending, output)  # and all have read the journals
     journal.open()
     _check_shared(journal, output)
     _fill(journal, seen, posteriors, pending, total)
+    check()  # the lines of one that took over are as ours, but its files are its own
     done = _all_done(journal, total)
     if not any(map(results.counts, done)):
         if jax.process_index() == 0:
             journal.remove()
-        raise DataError(results.nothing_counts(done, images.split.name))
+        raise DataError(results.nothing_counts(done, seen.name))
     result = {
         "key": key,
         **described,
-        **results.summary(described, experiments, done),
+        **results.summary(described, seen.experiments, done),
         "compiled_shapes": len(posteriors.shapes),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
@@ -260,7 +277,8 @@ class _Images:
         images: LabelledImages,
         experiments: Sequence[Experiment],
     ):
-        self._nets, self._images, self._experiments = nets, images, experiments
+        self._nets, self._images, self.experiments = nets, images, experiments
+        self.name = images.split.name
         self._cells = sorted({cell for e in experiments for cell in e.cells()})
 
     def read(self, index: int) -> tuple[_Tag, Any]:
@@ -287,7 +305,7 @@ class _Images:
             classes = np.asarray(self._images.classes)
         outcomes = [
             results.outcome(e.log_posterior(log_posteriors), tag.labels, classes)
-            for e in self._experiments
+            for e in self.experiments
         ]
         labels = classes[list(tag.labels)].tolist()
         return {

@@ -48,7 +48,7 @@ class Lease:
         """Nothing is written before the context is entered.
 
         Args:
-          path: of the file; its folder is there.
+          path: of the file; its folder is made.
           what: is held, for messages: "--workdir=x".
           renew_seconds: between two renewals.
           stale_seconds: a holder on another host that is not seen to renew for so long,
@@ -108,6 +108,7 @@ class Lease:
     def _take(self) -> None:
         mine = Holder.here()
         with self._readable():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 is_alone = self._write_when_free(mine)
                 if not is_alone:  # two may have written: whose is there later?
@@ -180,8 +181,8 @@ class Lease:
             yield
         except OSError as error:
             raise LeaseError(
-                f"{self._path}, which says who holds {self._what}, cannot be read: "
-                f"{error}; mend that, or name another"
+                f"{self._path}, which says who holds {self._what}, cannot be read or "
+                f"written: {error}; mend that, or name another"
             ) from error
 
 

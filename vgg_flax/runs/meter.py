@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,13 +32,14 @@ class Meter:
         metrics: Metrics,
         *,
         batch_size: int,
-        steps_per_epoch: float,
+        epoch_at: Callable[[int], float],
         total_steps: int,
         log_every_steps: int,
         goodput: Goodput,
     ):
+        """`epoch_at` says how many epochs a number of updates comes to."""
         self._log, self._metrics, self._batch_size = log, metrics, batch_size
-        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+        self._epoch_at, self._total_steps = epoch_at, total_steps
         self._log_every_steps, self._goodput = log_every_steps, goodput
         self._pending: list[tuple[int, Any]] = []
         self._start_window()
@@ -99,7 +101,7 @@ class Meter:
         skipped = self._steps * self._batch_size - self._sums["count"]
         record = {
             "step": step,
-            "epoch": step / self._steps_per_epoch,
+            "epoch": self._epoch_at(step),
             "split": "train",
             **metrics_lib.means(self._metrics, self._sums),
             "count": self._sums["count"],

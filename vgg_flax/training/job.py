@@ -87,6 +87,12 @@ class Job:
         distributed.check_same(job.facts())
         return job
 
+    def resumed(self, step: int, examples_seen: int) -> "Job":
+        """The same from a step on, by which that many examples had been seen."""
+        num_examples = len(self.splits["train"])
+        plan = Plan.of(self.config, num_examples, step, examples_seen)
+        return dataclasses.replace(self, plan=plan)
+
     @property
     def is_first(self) -> bool:
         """Whether this is the process that writes and talks."""
@@ -131,6 +137,11 @@ class Job:
             f"steps: {plan.total_steps:,} of {config.data.batch_size} examples, "
             f"{plan.steps_per_epoch:,.1f} an epoch",
         ]
+        if plan.shift:
+            lines.append(
+                f"steps so far were of other sizes: {plan.start_examples:,} examples, "
+                f"{plan.epoch_at(plan.start_step):.1f} epochs"
+            )
         told: dict[str, list[str]] = {}  # slices of a folder have the same to tell
         for split in self.splits.values():
             for remark in split.remarks:
@@ -146,7 +157,7 @@ class Job:
             self.config.data,
             self.splits["train"],
             seed=self.config.seed,
-            start_step=start_step,
+            start_example=self.plan.examples_at(start_step),
             shard=self.shard,
         )
 
@@ -157,8 +168,9 @@ class Job:
 
     def compile_train_step(self, state: TrainState) -> Any:
         """The mapped training step for a placed state: see `parallel.compile_step`."""
+        plan = self.plan
         schedule = schedules.make_schedule(
-            self.config.optimizer, self.plan.steps_per_epoch, self.plan.total_steps
+            self.config.optimizer, plan.steps_per_epoch, plan.total_steps, plan.shift
         )
         mapped = parallel.pmap_step(
             step_lib.make_train_step(

@@ -1,4 +1,4 @@
-"""When a run does what, in steps."""
+"""When a run does what: epochs by the examples seen, the rest in steps."""
 
 import dataclasses
 import math
@@ -8,28 +8,71 @@ from vgg_flax.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """When a run does what, in steps."""
+    """When a run does what.
 
+    A run may go on with another batch size. So its epochs are those of the examples
+    that it has seen, and a step of now is `batch_size` of them.
+
+    Attributes:
+      batch_size: examples a step, from this start on.
+      steps_per_epoch: of this batch size; need not be whole.
+      total_steps: the run's last step.
+      steps_per_eval: of this batch size, from one validation to the next.
+      checkpoint_every_steps: from one checkpoint to the next, validated or not.
+      start_step: updates made when this start began.
+      start_examples: examples seen by then.
+    """
+
+    batch_size: int
     steps_per_epoch: float
     total_steps: int
     steps_per_eval: float
     checkpoint_every_steps: int
+    start_step: int = 0
+    start_examples: int = 0
 
     @classmethod
-    def of(cls, config: Config, num_examples: int) -> "Plan":
+    def of(
+        cls,
+        config: Config,
+        num_examples: int,
+        start_step: int = 0,
+        start_examples: int = 0,
+    ) -> "Plan":
         """The plan of `config` for a training split of `num_examples`."""
-        steps_per_epoch = num_examples / config.data.batch_size
-        total = config.num_steps or math.ceil(config.num_epochs * steps_per_epoch)
+        size = config.data.batch_size
+        steps_per_epoch = num_examples / size
+        shift = start_examples / size - start_step  # 0 if the batch size stayed
+        epochs_end = math.ceil(config.num_epochs * steps_per_epoch - shift)
         return cls(
+            size,
             steps_per_epoch,
-            total,
+            max(start_step, config.num_steps or epochs_end),
             config.eval_every_epochs * steps_per_epoch,
             config.checkpoint_every_steps,
+            start_step,
+            start_examples,
         )
+
+    @property
+    def shift(self) -> int:
+        """Steps of this batch size that the run is ahead of its step's number."""
+        return round(self.start_examples / self.batch_size - self.start_step)
+
+    def examples_at(self, step: int) -> int:
+        """Examples seen after `step` updates."""
+        return self.start_examples + (step - self.start_step) * self.batch_size
+
+    def epoch_at(self, step: int) -> float:
+        """How often the split was gone through after `step` updates."""
+        return self.examples_at(step) / self.batch_size / self.steps_per_epoch
 
     def validates_at(self, step: int) -> bool:
         """Whether the validation split is due after `step` updates."""
-        passed = [math.floor(s / self.steps_per_eval) for s in (step - 1, step)]
+        examples = (self.examples_at(step - 1), self.examples_at(step))
+        passed = [
+            math.floor(n / self.batch_size / self.steps_per_eval) for n in examples
+        ]
         return step > 0 and (passed[0] != passed[1] or step == self.total_steps)
 
     def saves_at(self, step: int) -> bool:

@@ -79,6 +79,30 @@ def _data_changes(saved: Checkpoint, job: Job) -> list[str]:
     return changes
 
 
+def examples_seen(saved: Checkpoint, job: Job) -> int:
+    """How many examples a run had seen at a step, in epochs of the split as it is now.
+
+    Which example is next, and all that goes by epochs, follows from it.
+    """
+    seen = saved.meta.get("examples_seen")
+    if seen is None:
+        size = config_lib.from_dict(saved.meta["config"]).data.batch_size
+        seen = saved.step * size
+        console.say(
+            f"step {saved.step} is of a version that did not record how many examples "
+            f"it had seen; taken is {saved.step} x {size}, its batch size"
+        )
+    before, _ = saved.meta.get("data", job.fingerprints)["train"]
+    now, _ = job.fingerprints["train"]
+    if before != now:
+        console.say(
+            f"the training split had {before:,} examples and has {now:,}: the run goes "
+            f"on at epoch {seen / before:.1f}, in which some come twice or not at all"
+        )
+        seen = round(seen / before * now)
+    return seen
+
+
 def new_state(config: Config) -> TrainState:
     """The state before the first step: drawn, and taken from `config.init_from`.
 

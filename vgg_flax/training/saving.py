@@ -99,4 +99,5 @@ class Saver:
             **card.to_json(),
             "data": self._job.fingerprints,
             "evaluated": self._position.validated,
+            "examples_seen": self._job.plan.examples_at(self._position.step),
         }

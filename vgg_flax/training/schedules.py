@@ -10,7 +10,7 @@ from vgg_flax.config import OptimizerConfig
 
 
 def make_schedule(
-    config: OptimizerConfig, steps_per_epoch: float, total_steps: int
+    config: OptimizerConfig, steps_per_epoch: float, total_steps: int, shift: int = 0
 ) -> optax.Schedule:
     """Learning rate as a function of the step (without the plateau's factor).
 
@@ -18,7 +18,11 @@ def make_schedule(
       config: `schedule`, `warmup_epochs`, `decay_epochs`, `decay_factor`.
       steps_per_epoch: need not be whole.
       total_steps: where cosine reaches zero.
+      shift: how many steps an epoch's end comes sooner: `Plan.shift`.
     """
+    if shift:
+        unshifted = make_schedule(config, steps_per_epoch, total_steps + shift)
+        return lambda step: unshifted(step + shift)
     peak = config.learning_rate
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     boundaries: dict[int, float] = {}

@@ -73,9 +73,7 @@ def open_run(
     several = job.shard.processes > 1
     with (
         Lease(job.workdir / "lease.json", f"--workdir={job.workdir}") as lease,
-        Events(
-            job.workdir, position, active=job.is_first, check=lease.check
-        ) as events,
+        Events(job.workdir, position, active=job.is_first, check=lease.check) as events,
         Signals() as signals,
         checkpoint.Checkpoints(folder, config.keep_checkpoints) as checkpoints,
         Watchdog(config.step_timeout_seconds if several else None) as watchdog,
@@ -89,7 +87,7 @@ def open_run(
             device_kind=jax.devices()[0].device_kind,
             processes=job.shard.processes,
         )
-        state = _first_state(job, position, checkpoints, events)
+        job, state = _first_state(job, position, checkpoints, events)
         goodput.resume(events.past, position.step)
         with (
             Log(
@@ -129,8 +127,11 @@ def _first_state(
     position: Position,
     checkpoints: checkpoint.Checkpoints,
     events: Events,
-) -> TrainState:
-    """The state to go on from, whole; sets the position, writes `config.json`."""
+) -> tuple[Job, TrainState]:
+    """The job from where it stands, and its state, whole.
+
+    Sets the position, and writes `config.json`.
+    """
     saved = checkpoints.read_newest(
         lambda step, why: events.write("damaged", step=step, reason=str(why))
     )
@@ -141,11 +142,11 @@ def _first_state(
         with storage.whole_file(path, storage.RunDirectoryError) as file:
             file.write_text(config_lib.to_json(job.config))
     if saved is None:
-        return resumption.new_state(job.config)
+        return job, resumption.new_state(job.config)
     state = from_leaves(job.abstract_state, saved.leaves)
     position.step, position.validated = saved.step, saved.meta["evaluated"]
     events.write("resumed")
-    return state
+    return job.resumed(saved.step, resumption.examples_seen(saved, job)), state
 
 
 @dataclasses.dataclass
@@ -259,7 +260,7 @@ class Run:
         )
         record = {
             "step": self.position.step,
-            "epoch": self.position.step / job.plan.steps_per_epoch,
+            "epoch": job.plan.epoch_at(self.position.step),
             "split": name,
             **result,
             "images_per_second": round(result["count"] / seconds, 1),
@@ -290,7 +291,7 @@ class Run:
             self.log,
             self.job.objective.metrics,
             batch_size=config.data.batch_size,
-            steps_per_epoch=plan.steps_per_epoch,
+            epoch_at=plan.epoch_at,
             total_steps=plan.total_steps,
             log_every_steps=config.log_every_steps,
             goodput=self.goodput,
