@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable
 
 from tests import processes
-from tests.faults.runs import STEPS, Bench, Run, Wrong, expect, random_moment
+from tests.faults import starts
+from tests.faults.case import Case, is_clear, last_line, told
+from tests.faults.runs import STEPS, Bench, Run, Wrong, expect
 from vgg_flax.runs import checkpoint
 
 
@@ -45,72 +47,13 @@ class Outcome:
         return not self.result.startswith("WRONG")
 
 
-class Case:
-    """One run to break: where it lives, its random numbers, and what is seen of it."""
-
-    def __init__(self, bench: Bench, folder: pathlib.Path, rng: random.Random):
-        self.bench, self.folder, self.rng = bench, folder, rng
-        self.workdir = folder / "run"
-        self.count, self.images = 1, bench.images
-        self.moment = self.ended = ""
-        self.kept: list[int] = []  # the newest step, if any, that must not be lost
-        self.seconds = 0.0
-        self._started: list[processes.Process] = []
-        self._struck_at = 0.0
-        folder.mkdir()
-
-    def start(self) -> Run:
-        """Starts the run, or the same again, in `self.count` processes."""
-        run = self.bench.start(self.workdir, self.count, self.images)
-        self._started += run.processes
-        return run
-
-    def started_and_under_way(self, count: int = 1, phase: str | None = None) -> Run:
-        """A run at a random moment; one that ends before it is done over."""
-        self.count = count
-        seconds = self.bench.undisturbed(count).seconds
-        while True:
-            run = self.start()
-            moment = run.wait(*random_moment(self.rng, seconds, phase))
-            self._struck_at = time.monotonic()
-            if moment is not None:
-                self.moment = moment
-                return run
-            codes = [ended.code for ended in run.finish()]
-            expect(codes == [0] * count, f"it ended by itself: {codes}")
-            shutil.rmtree(self.workdir)
-
-    def finish(self, run: Run, seconds: float = 90) -> list[processes.Ended]:
-        """Waits for the end of a run that was struck, and takes the time."""
-        ended = run.finish(seconds)
-        self.seconds = time.monotonic() - self._struck_at
-        for i, one in enumerate(ended):  # for whoever asks what went wrong
-            (self.folder / f"stderr{i}.txt").write_text(one.err)
-        self.ended = "exit " + ", ".join(
-            str(code) for code in sorted({one.code for one in ended})
-        )
-        return ended
-
-    def was_at_its_end(self, ended: processes.Ended) -> bool:
-        """Whether it told its result, and was too near it to heed the fault.
-
-        Records lag a step behind, and processes agree a step or so ahead.
-        """
-        return "test top1" in ended.out and int(self.moment.split()[1]) >= STEPS - 2
-
-    def kill_all(self) -> None:
-        """Leaves no process behind."""
-        with processes.killed_at_the_end(self._started):
-            pass
-
-
 def kill(case: Case) -> None:
     """kill -9: what was finished before it is there after it."""
     run = case.started_and_under_way()
     case.kept = processes.finished_steps(case.workdir)[-1:]
     run.processes[0].kill()
     (ended,) = case.finish(run)
-    expect(ended.code == -signal.SIGKILL or case.was_at_its_end(ended), _told(ended))
+    expect(ended.code == -signal.SIGKILL or case.was_at_its_end(ended), told(ended))
 
 
 def kill_twice(case: Case) -> None:
@@ -124,7 +67,7 @@ def kill_while_saving_again(case: Case) -> None:
     run = case.started_and_under_way(phase="evaluating")
     run.processes[0].send_signal(signal.SIGTERM)
     (ended,) = case.finish(run)
-    expect(ended.code == 143 or case.was_at_its_end(ended), _told(ended))
+    expect(ended.code == 143 or case.was_at_its_end(ended), told(ended))
     case.kept = processes.finished_steps(case.workdir)[-1:]
     _kill_the_next_start(case, case.rng.uniform(0, 0.1), "saving")
 
@@ -146,8 +89,8 @@ def terminate(case: Case, count: int = 1) -> None:
     if case.was_at_its_end(ended[0]):
         return
     for one in ended:
-        expect(one.code == 143, _told(one))
-    said = {_last_line(one.err) for one in ended}
+        expect(one.code == 143, told(one))
+    said = {last_line(one.err) for one in ended}
     expect(len(said) == 1 and "stopped by SIGTERM at step" in min(said), f"{said}")
     step = int(min(said).split("at step ")[1].split()[0])
     saved = processes.finished_steps(case.workdir)[-1]
@@ -190,7 +133,7 @@ def delete_the_newest_step_of_a_running_one(case: Case) -> None:
     if step is not None:
         shutil.rmtree(step)
     (ended,) = case.finish(run)
-    expect(ended.code == 0 or _is_clear(ended), _told(ended))
+    expect(ended.code == 0 or is_clear(ended), told(ended))
 
 
 def read_all_the_time(case: Case) -> None:
@@ -202,7 +145,7 @@ def read_all_the_time(case: Case) -> None:
         except checkpoint.CheckpointError:  # none yet, or removed while it was read
             time.sleep(0.01)
     (ended,) = case.finish(run)
-    expect(ended.code == 0, _told(ended))
+    expect(ended.code == 0, told(ended))
 
 
 def fill_the_disk(case: Case) -> None:
@@ -219,7 +162,7 @@ def fill_the_disk(case: Case) -> None:
         pid = run.processes[0].pid
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (32 * 1024, 32 * 1024))
     (ended,) = case.finish(run)
-    expect(_is_clear(ended) or case.was_at_its_end(ended), _told(ended))
+    expect(is_clear(ended) or case.was_at_its_end(ended), told(ended))
     case.ended += " on a full tmpfs" if mounted else " at a limit on file sizes"
     (disk / "filler").unlink(missing_ok=True)
 
@@ -230,7 +173,7 @@ def take_the_workdir_away(case: Case) -> None:
     elsewhere = case.folder / "elsewhere"
     case.workdir.rename(elsewhere)
     (ended,) = case.finish(run)
-    expect(_is_clear(ended) or case.was_at_its_end(ended), _told(ended))
+    expect(is_clear(ended) or case.was_at_its_end(ended), told(ended))
     if case.workdir.exists():  # made anew by a save that was under way
         shutil.rmtree(case.workdir)
     if case.rng.random() < 0.5:
@@ -249,8 +192,8 @@ def spoil_an_image(case: Case) -> None:
     image.write_bytes(data)
     if case.was_at_its_end(ended[0]):
         return
-    expect(all(one.code != 0 for one in ended), " / ".join(map(_told, ended)))
-    expect(any(f"error: {image}" in one.err for one in ended), _told(ended[0]))
+    expect(all(one.code != 0 for one in ended), " / ".join(map(told, ended)))
+    expect(any(f"error: {image}" in one.err for one in ended), told(ended[0]))
 
 
 def kill_one_of_two(case: Case) -> None:
@@ -268,7 +211,7 @@ def _lose_one_of_two(case: Case, number: signal.Signals) -> None:
     lost = case.rng.choice(run.processes)
     lost.send_signal(number)
     (ended,) = case.finish(Run(run.workdir, [p for p in run.processes if p != lost]))
-    expect(ended.code != 0 or case.was_at_its_end(ended), _told(ended))
+    expect(ended.code != 0 or case.was_at_its_end(ended), told(ended))
     lost.kill()  # as whoever finds it would
     run.finish()
 
@@ -288,6 +231,8 @@ FAULTS: dict[str, Callable[[Case], None]] = {
     "one of two raises": spoil_an_image,
     "one of two killed": kill_one_of_two,
     "one of two stopped": suspend_one_of_two,
+    "data changed between": starts.change_the_data,
+    "two starts at once": starts.start_twice,
 }
 
 
@@ -308,10 +253,10 @@ def strike(fault: str, bench: Bench, folder: pathlib.Path, seed: int) -> Outcome
 def _again(case: Case) -> str:
     """Runs the same command to its end; it must come to the undisturbed run's bits."""
     ended = case.start().finish(240)
-    if _is_clear(ended[0]) and "are damaged" in ended[0].err:
+    if is_clear(ended[0]) and "are damaged" in ended[0].err:
         return "a clear error: all steps are damaged"
     for one in ended:
-        expect(one.code == 0, "started again: " + _told(one))
+        expect(one.code == 0, "started again: " + told(one))
     said = re.search(r"resumed at step (\d+)", ended[0].out)
     resumed = int(said[1]) if said else STEPS if "complete: " in ended[0].out else 0
     expect(resumed >= max(case.kept, default=0), f"{case.kept} lost: from {resumed} on")
@@ -337,16 +282,3 @@ def _write_until_full(path: pathlib.Path) -> None:
                 stream.write(bytes(4096))
         except OSError:  # no space left: what was wanted
             return
-
-
-def _is_clear(ended: processes.Ended) -> bool:
-    # Not always the last line: threads of Orbax's may have something to add.
-    return ended.code == 1 and "\nerror: " in "\n" + ended.err
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
-
-
-def _told(ended: processes.Ended) -> str:
-    return f"exit {ended.code}: {ended.err.strip()[-1500:]}"
