@@ -96,11 +96,13 @@ def evaluate(
     seen = _Images(nets, images, experiments)
     posteriors = Posteriors(nets, settings)
     if output is None:
-        return _go_on(key, described, seen, posteriors, total)
+        return _go_on(key, described, seen, posteriors, total, and_write)
     output = results.path_of(output, key)
     path = output.parent / f"{output.stem}.{key}.lease"
     with Lease(path, f"--output {output}") as lease:
-        return _go_on(key, described, seen, posteriors, total, output, lease.check)
+        return _go_on(
+            key, described, seen, posteriors, total, and_write, output, lease.check
+        )
 
 
 def _go_on(
@@ -109,6 +111,7 @@ def _go_on(
     seen: "_Images",
     posteriors: Posteriors,
     total: int,
+    and_write: Callable[[Result, list[Result]], None],
     output: epath.Path | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
