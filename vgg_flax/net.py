@@ -14,6 +14,7 @@ from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG  # `model` is an attribute below
 from vgg_flax.runs import checkpoint, step_folders
 from vgg_flax.weights import WeightsError, checksum, fetch, urls
+from vgg_flax.weights import card as card_lib
 from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.lineages import mapping
 
@@ -117,6 +118,8 @@ def load(
     include_top: bool = True,
     num_classes: int | None = None,
     preprocessing: str | None = None,
+    crop_size: int | None = None,
+    test_scale: int | None = None,
     dtype: Any = None,
     sha256: str | None = None,
 ) -> Net:
@@ -135,15 +138,22 @@ def load(
       include_top: False: the convolutions only (`head="none"`).
       num_classes: other than the weights': fc8 starts anew.
       preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
+      crop_size: the side of the test view in pixels, instead of the weights' own:
+        what the run or the file says of itself, or else 32 pixels for each of fc6's
+        window, or else the lineage's.
+      test_scale: the smaller side of the image of which that is the centre; None:
+        the weights' own, or `crop_size` where that is not the weights'.
       dtype: of params and computation; None: float32, or the run's own.
       sha256: what the file's must be.
 
     Raises:
-      VGGFlaxError: no such thing, damaged, or not the weights of a VGG.
+      VGGFlaxError: no such thing, damaged, not the weights of a VGG, or weights that
+        do not tell their pixels, for which an argument is then asked.
     """
     source = str(path_or_name)
     _check_dtype(dtype)
     _check_classes(num_classes, include_top)
+    card_lib.check_sizes(crop_size, test_scale)
     folder = _local_folder(source)
     if folder is not None:
         workdir, step = _find_run(folder, step)
@@ -154,7 +164,8 @@ def load(
             preprocessing=preprocessing,
             include_top=None if include_top else False,
         )
-        return _load_checkpoint(source, workdir, step, dtype, sha256)
+        net = _load_checkpoint(source, workdir, step, dtype, sha256)
+        return Net(net.variables, net.card.with_sizes(crop_size, test_scale))
     if step != "last":
         shown = urls.shown(source)
         raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
@@ -167,6 +178,8 @@ def load(
         include_top=include_top,
         num_classes=num_classes,
         preprocessing=preprocessing,
+        crop_size=crop_size,
+        test_scale=test_scale,
         dtype=dtype,
     )
     return _of_file(urls.shown(source), container.sha256, weights)

@@ -26,7 +26,7 @@ from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VARIANTS, VGG
 from vgg_flax.weights import WeightsError
 from vgg_flax.weights.card import ModelCard
-from vgg_flax.weights.lineages import layouts, mapping, recognition
+from vgg_flax.weights.lineages import layouts, mapping
 from vgg_flax.weights.lineages import metadata as metadata_lib
 
 
@@ -151,7 +151,7 @@ def test_kerass_names_axes_and_pixels() -> None:
         lambda n: n.replace("_W_1", "/kernel").replace("_b_1", "/bias"),
     ):
         named = {rename(n): t for n, t in keras_tensors(tensors).items()}
-        weights = mapping.to_weights(named)
+        weights = mapping.to_weights(named, preprocessing="caffe")
         assert weights.lineage == "Keras applications"
         assert weights.card.model.fc6_window == WINDOW
         scale = np.abs(expected).max()
@@ -202,8 +202,9 @@ def test_caffes_blobs_of_the_first_version_too(legacy: bool) -> None:
         if legacy:  # every blob in 4-D
             tensor = tensor.reshape((1,) * (4 - tensor.ndim) + tensor.shape)
         blobs[f"{names[i // 2]}/{i % 2}"] = tensor
-    weights = mapping.to_weights(blobs)
-    assert (weights.lineage, weights.card.preprocessing) == ("Caffe", layouts.CAFFE)
+    weights = mapping.to_weights(blobs, preprocessing="caffe")
+    pixels = weights.card.preprocessing
+    assert (weights.lineage, pixels.mean) == ("Caffe", layouts.CAFFE.mean)
     as_caffe = mapping.to_weights(tensors, sha256="d01eb7cb" + "0" * 56)
     unturned = logits(as_caffe, photos())  # torchvision's names, Caffe's pixels
     flipped = {**tensors, "features.0.weight": tensors["features.0.weight"][:, ::-1]}
@@ -376,9 +377,9 @@ def test_the_lrn_net_has_the_names_of_a() -> None:
 def test_pixels_that_names_cannot_tell() -> None:
     tensors = torchvision_tensors()
     known = mapping.to_weights(tensors, sha256="00b39a1b" + "0" * 56)
-    assert known.card.preprocessing == layouts.CAFFE
+    assert known.card.preprocessing.mean == layouts.CAFFE.mean
     plain = mapping.to_weights(tensors)
-    assert plain.card.preprocessing == layouts.TORCHVISION
+    assert plain.card.preprocessing.mean == layouts.TORCHVISION.mean
     flipped = np.asarray(known.variables["params"]["conv1_1"]["kernel"])
     kernel = np.asarray(plain.variables["params"]["conv1_1"]["kernel"])
     np.testing.assert_array_equal(flipped, kernel[:, :, ::-1])
@@ -390,15 +391,6 @@ def test_pixels_that_names_cannot_tell() -> None:
         < 0.01
     )
     assert "known: torchvision" in listed(tensors, preprocessing="imagenet")
-
-    net = VGG("vgg11", width_multiplier=1 / 16, fc6_window=1, fc_widths=(4, 4))
-    variables = drawn(net)
-    keras3 = mapping.to_tensors(variables, net, layouts.BY_NAME["Keras 3"], bgr=False)
-    assert mapping.to_weights(keras3).card.preprocessing == layouts.CAFFE
-    no_top = {k: t for k, t in keras3.items() if "dense" not in k}
-    assert "KerasHub" in listed(no_top, include_top=False)
-    chosen = mapping.to_weights(no_top, include_top=False, preprocessing="torchvision")
-    assert chosen.card.preprocessing == layouts.TORCHVISION
 
 
 def test_the_nan_topped_file_loads_its_features_with_its_own_pixels() -> None:
@@ -535,47 +527,6 @@ def test_grey_nets_do_not_get_colour_pixels() -> None:
     tensors = torchvision_tensors("vgg11")
     tensors["features.0.weight"] = tensors["features.0.weight"][:, :1]
     assert "takes 1 channel(s)" in listed(tensors)
-
-
-@pytest.mark.parametrize("blue_first", [True, False])
-@pytest.mark.parametrize(
-    ("variant", "biases", "ends"),
-    [  # printed by people who had the authors' caffemodels or matconvnet's copies
-        (
-            "vgg16",
-            "0.734 0.093 0.068 0.886 0.26 0.664 -0.016 0.325",
-            (0.429, 0.48),
-        ),
-        (
-            "vgg19",
-            "0.73 0.065 0.034 0.826 0.258 0.549 -0.012 0.348",
-            (0.341, 0.394),
-        ),
-    ],
-)
-def test_the_authors_nets_saved_again_keep_their_pixels(
-    variant: str, biases: str, ends: tuple[float, float], blue_first: bool
-) -> None:
-    tensors = torchvision_tensors(variant)
-    kernel = random(10, 3, 3, 3, seed=[0])
-    blue, red = ends
-    kernel[0, :, 0, 0] = (blue, 0, red) if blue_first else (red, 0, blue)
-    tensors["features.0.weight"] = kernel
-    tensors["features.0.bias"] = np.array(biases.split(), np.float32)
-    tensors["features.2.weight"] = random(4, 10, 3, 3, seed=[1])
-
-    def pixels(**changes: np.ndarray) -> layouts.Pixels:
-        changed = tensors | {f"features.0.{k}": v for k, v in changes.items()}
-        match = recognition.recognise(changed)
-        return recognition.find_pixels(match, changed, "", None, None)
-
-    assert pixels() == layouts.Pixels(layouts.CAFFE, bgr=blue_first)
-    rounded = {"weight": kernel.astype(np.float16), "bias": tensors["features.0.bias"]}
-    rounded["bias"] = (rounded["bias"] + 0.01).astype(np.float16)
-    assert pixels(**rounded).preprocessing == layouts.CAFFE
-    others = tensors["features.0.bias"][::-1]
-    assert pixels(bias=others) == layouts.PIXELS["torchvision"]
-    assert pixels(bias=others * np.nan) == layouts.PIXELS["torchvision"]
 
 
 def full_size_shapes(variant: str) -> dict[str, tuple[int, ...]]:

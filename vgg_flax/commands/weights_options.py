@@ -6,6 +6,7 @@ from typing import Any
 from vgg_flax import errors
 from vgg_flax.model import VARIANTS
 
+_OPTIONS = "step", "variant", "preprocessing", "crop_size", "test_scale", "sha256"
 WHAT = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
 
 
@@ -18,15 +19,17 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     add("--variant", choices=tuple(VARIANTS), help="where names can't tell: vgg11_lrn")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
+    add("--crop-size", type=int, help="side of the test view, instead of the weights'")
+    add("--test-scale", type=int, help="Q, of which the crop is the centre; likewise")
     add("--sha256", help="what the file's must be")
 
 
 def check_unused(options: argparse.Namespace, why: str) -> None:
     """Raises ConfigError if any of the options is given that would do nothing."""
-    for name in ("step", "variant", "preprocessing", "sha256"):
-        if getattr(options, name) not in (None, "last"):
+    for name in _OPTIONS:
+        if (value := getattr(options, name)) not in (None, "last"):
             raise errors.ConfigError(
-                f"--{name} {getattr(options, name)} is of one file or run: {why}; "
+                f"--{name.replace('_', '-')} {value} is of one file or run: {why}; "
                 "leave it out"
             )
 
@@ -36,15 +39,13 @@ def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
     from vgg_flax import console
     from vgg_flax import net as net_lib
 
-    net = net_lib.load(
-        weights,
-        options.step,
-        variant=options.variant,
-        preprocessing=options.preprocessing,
-        sha256=options.sha256,
-        **partly,
+    given = {name: getattr(options, name) for name in _OPTIONS}
+    net = net_lib.load(weights, **given, **partly)
+    pixels = net.preprocessing
+    console.say(
+        f"loaded {net.variant} from {net.source}, sha256 {net.sha256}; test scale "
+        f"{pixels.test_scale}, crop {pixels.crop_size}"
     )
-    console.say(f"loaded {net.variant} from {net.source}, sha256 {net.sha256}")
     return net
 
 

@@ -1,5 +1,6 @@
 """`vgg-flax convert`: a net as a checkpoint, or out under a peer's names."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -44,8 +45,10 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     layout = layouts.BY_NAME[lineage]
     # Keras's nets want blue first; a net made for other pixels stays in RGB, and the
     # file says so.
-    native = layouts.PIXELS[layout.pixels or ""]
-    is_native = net.preprocessing == native.preprocessing
+    native = layouts.PIXELS[layout.pixels]
+    sizes = {n: getattr(net.preprocessing, n) for n in ("test_scale", "crop_size")}
+    at_its_sizes = dataclasses.replace(native.preprocessing, **sizes)
+    is_native = net.preprocessing == at_its_sizes
     bgr = native.bgr and is_native
     if not net.model.conv_bias and layout.norm:
         net = _with_zero_biases(net)  # the peers' modules have them
@@ -54,6 +57,8 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     with storage.whole_file(path, WeightsError) as temporary:
         write(temporary, tensors, metadata.write(net.card, bgr=bgr))
     summary = f"{format}'s names and pixels"
+    if at_its_sizes != native.preprocessing:
+        summary += ", at test scale {test_scale}, crop {crop_size}".format(**sizes)
     if not is_native:
         pixels = f"feed it {net.preprocessing}, RGB"
         summary = f"{format}'s names, but not its pixels: {pixels}"

@@ -5,6 +5,7 @@ write (`lineages.metadata`); a loaded `Net` is a card and its variables.
 """
 
 import dataclasses
+import numbers
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import traverse_util
 
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG, variant_name
+from vgg_flax.weights import WeightsError
 
 # What flax and JAX raise for settings that no net can have, and dicts for lacking keys.
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -61,6 +63,35 @@ class ModelCard:
             )
         return None
 
+    def with_sizes(self, crop_size: int | None, test_scale: int | None) -> "ModelCard":
+        """The card with sizes that are given instead of its own.
+
+        Args:
+          crop_size: the side of the test view, in pixels; None: the card's.
+          test_scale: Q, the smaller side of the image of which that is the centre;
+            None: the card's, or the crop size where that is another than the card's.
+
+        Raises:
+          WeightsError: not positive, a crop larger than the scale, or smaller than
+            the net can take.
+        """
+        check_sizes(crop_size, test_scale)
+        if crop_size is None and test_scale is None:
+            return self
+        own, smallest = self.preprocessing, self.model.smallest_image
+        crop = own.crop_size if crop_size is None else int(crop_size)
+        if test_scale is None:
+            test_scale = own.test_scale if crop == own.crop_size else crop
+        if crop < smallest:
+            raise WeightsError(
+                f"crop_size={crop} (--crop-size) is smaller than the net can take; "
+                f"expected at least {smallest} pixels"
+            )
+        check_sizes(crop, test_scale)
+        sizes = {"crop_size": crop, "test_scale": int(test_scale)}
+        sized = dataclasses.replace(own, **sizes)
+        return dataclasses.replace(self, preprocessing=sized)
+
     def identity(self) -> dict[str, Any]:
         """What results say of the net they are of, JSON-like: whose, and which."""
         return {"source": self.source, "sha256": self.sha256, "variant": self.variant}
@@ -108,6 +139,23 @@ class ModelCard:
         except _DAMAGED as error:
             raise ValueError(f"this is no model card: {error!r:.200}") from error
         return card
+
+
+def check_sizes(crop_size: int | None, test_scale: int | None) -> None:
+    """Raises WeightsError for sizes of a test view that no net can have."""
+    for name, size in (("crop_size", crop_size), ("test_scale", test_scale)):
+        is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+        if size is not None and not (is_count and size > 0):
+            raise WeightsError(
+                f"{name}={size!r} (--{name.replace('_', '-')}); expected a whole "
+                "number of pixels above 0, such as 224"
+            )
+    if crop_size is not None and test_scale is not None and crop_size > test_scale:
+        raise WeightsError(
+            f"crop_size={crop_size} (--crop-size) is larger than test_scale="
+            f"{test_scale} (--test-scale), of which it is the centre; raise that to "
+            f"{crop_size}, or lower the crop"
+        )
 
 
 def leaf_shapes(net: VGG) -> dict[str, tuple[int, ...]]:

@@ -54,7 +54,7 @@ class Layout:
 
     Attributes:
       name: as errors and `describe` give it.
-      pixels: a key of `PIXELS`; None: the names do not tell.
+      pixels: a key of `PIXELS`: those of the nets that it publishes.
       conv: a convolution's prefix. `{index}` counts torchvision's modules, `{norm}`
         is the module after it, `{module}` counts convolutions and pools, `{keras}`
         is Keras's suffix of the n-th layer of a class, `{stage}`, `{number}` are ours.
@@ -65,13 +65,16 @@ class Layout:
       dense: axes of a 2-D kernel.
       flatten: how fc6's 2-D input axis was flattened: "CHW" or "HWC".
       convolutional: the FC layers whose kernels are 4-D.
-      pixels_without_top: whether the convolutions' names alone tell the pixels.
+      pooled: the prefix of the one FC layer after global pooling, where there is a
+        usual one.
+      names_tell: whether a net of others under these names has these pixels, too;
+        False: only what it holds can tell (see `pixels`).
       rename: (pattern, replacement), applied to the file's names first.
       ignored: names that hold nothing a forward pass needs.
     """
 
     name: str
-    pixels: str | None
+    pixels: str
     conv: str
     fc: tuple[str, str, str]
     leaves: dict[str, str]
@@ -80,7 +83,8 @@ class Layout:
     flatten: str
     norm: str = ""
     convolutional: tuple[str, ...] = ()
-    pixels_without_top: bool = True
+    pooled: str = ""
+    names_tell: bool = True
     rename: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -112,6 +116,7 @@ LAYOUTS = (
         conv="features.{index}.",
         norm="features.{norm}.",
         fc=("classifier.0.", "classifier.3.", "classifier.6."),
+        pooled="classifier.",
         **_TORCH,
     ),
     Layout(
@@ -152,6 +157,8 @@ LAYOUTS = (
         pixels="caffe",
         conv="block{stage}_conv{number}/",
         fc=("fc1/", "fc2/", "predictions/"),
+        pooled="predictions/",
+        names_tell=False,  # anyone's who trains keras.applications.VGG16(weights=None)
         leaves={"kernel": "kernel", "bias": "bias"},
         # block1_conv1/block1_conv1_W_1:0, fc1/fc1/kernel:0, model_weights/fc1/...
         rename=(
@@ -167,7 +174,8 @@ LAYOUTS = (
         pixels="caffe",
         conv="layers/conv2d{keras}/vars/",
         fc=("layers/dense/vars/", "layers/dense_1/vars/", "layers/dense_2/vars/"),
-        pixels_without_top=False,  # a KerasHub backbone has the same names
+        pooled="layers/dense/vars/",
+        names_tell=False,  # Keras counts layers: every backbone and head is named so
         ignored=_OPTIMIZER,
         **_KERAS3,
     ),
@@ -189,6 +197,7 @@ LAYOUTS = (
         pixels="caffe",
         conv="conv{stage}_{number}/",
         fc=("fc6/", "fc7/", "fc8/"),
+        names_tell=False,  # Caffe users gave their layers the authors' names
         leaves={"kernel": "0", "bias": "1"},
         kernel="OIHW",
         dense="OI",
@@ -224,9 +233,13 @@ class Slot(NamedTuple):
 
 
 def slots(
-    layout: Layout, variant: str, *, conv_bias: bool = True, include_top: bool = True
+    layout: Layout, variant: str, *, conv_bias: bool = True, head: str = "fc"
 ) -> Iterator[Slot]:
-    """Walks Table 1: every leaf of `variant` with its name under `layout`."""
+    """Walks Table 1: every leaf of `variant` with its name under `layout`.
+
+    Args:
+      head: as of `VGG`.
+    """
     table = VARIANTS[variant]
     index = module = count = 0
     for stage, windows in enumerate(table.stages, start=1):
@@ -255,10 +268,11 @@ def slots(
             count += 1
         index += 1  # the pool
         module += 1
-    if include_top:
-        for layer, prefix in zip(("fc6", "fc7", "fc8"), layout.fc, strict=True):
-            yield _slot(layout, "params", layer, "kernel", prefix)
-            yield _slot(layout, "params", layer, "bias", prefix)
+    heads = {"fc": zip(("fc6", "fc7", "fc8"), layout.fc, strict=True)}
+    heads |= {"gap": (("fc8", layout.pooled),), "none": ()}
+    for layer, prefix in heads[head]:
+        yield _slot(layout, "params", layer, "kernel", prefix)
+        yield _slot(layout, "params", layer, "bias", prefix)
 
 
 def _slot(

@@ -19,10 +19,10 @@ from vgg_flax.weights import WeightsError, card
 from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.lineages import layouts, recognition
 from vgg_flax.weights.lineages import metadata as metadata_lib
+from vgg_flax.weights.lineages import pixels as pixels_lib
+from vgg_flax.weights.lineages import problems as problems_lib
 from vgg_flax.weights.lineages.layouts import Layout, Slot
 from vgg_flax.weights.lineages.recognition import Match, Tensors
-
-_WITHOUT_TOP = "include_top=False (--features-only of convert and describe)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ def to_weights(
     include_top: bool = True,
     num_classes: int | None = None,
     preprocessing: str | None = None,
+    crop_size: int | None = None,
+    test_scale: int | None = None,
     dtype: Any = None,
 ) -> Weights:
     """The net that `tensors` are.
@@ -61,6 +63,8 @@ def to_weights(
       include_top: False: without FC layers, `head="none"`.
       num_classes: other than the file's: fc8 starts anew, with its initialiser.
       preprocessing: a key of `layouts.PIXELS`, instead of what the file tells.
+      crop_size: as of `ModelCard.with_sizes`, like the next one.
+      test_scale: instead of what the file tells.
       dtype: of the params and the computation; None: float32, or what our own
         metadata says.
 
@@ -75,8 +79,8 @@ def to_weights(
         include_top = include_top and written.model.head != "none"
     if variant is not None:
         match = dataclasses.replace(match, variant=_variant(variant))
-    pixels = recognition.find_pixels(match, tensors, sha256, entry, preprocessing)
-    wanted, chosen = _choose(match, tensors, include_top)
+    head = ("gap" if match.head == "gap" else "fc") if include_top else "none"
+    wanted, chosen = _choose(match, tensors, head)
     turned = _turn(match, wanted, chosen, tensors)
     if written is not None and variant is None:
         net = written.model.clone(
@@ -84,23 +88,31 @@ def to_weights(
             head=written.model.head if include_top else "none",
         )
     else:
-        net = _model_of(match, turned, include_top, dtype)
+        net = _model_of(match, turned, head, dtype)
+    if include_top and num_classes not in (None, net.num_classes):
+        net = net.clone(num_classes=num_classes)
+        turned = {p: a for p, a in turned.items() if not p.startswith("params/fc8/")}
+    names = [(slot, chosen[slot.foreign]) for slot in wanted if slot.path in turned]
+    shapes, dtype = card.leaf_shapes(net), jnp.dtype(dtype or net.param_dtype)
+    _check_arrays(match, tensors, names, turned, shapes, dtype)
+    pixels = pixels_lib.find(
+        match,
+        tensors,
+        sha256=sha256,
+        entry=entry,
+        preprocessing=preprocessing,
+        has_size=crop_size is not None,
+    )
     if net.in_channels != pixels.preprocessing.channels:
         raise WeightsError(
             f"its first convolution takes {net.in_channels} channel(s), and the pixels "
             f"of {match.layout.name} have {pixels.preprocessing.channels}"
         )
-    if include_top and num_classes not in (None, net.num_classes):
-        net = net.clone(num_classes=num_classes)
-        turned = {p: a for p, a in turned.items() if not p.startswith("params/fc8/")}
-    names = [(slot, chosen[slot.foreign]) for slot in wanted if slot.path in turned]
-    variables = _variables(match, tensors, names, turned, net, pixels.bgr, dtype)
+    variables = _variables(turned, net, shapes, pixels.bgr, dtype)
     fields = {"model": net, "preprocessing": pixels.preprocessing}
-    return Weights(
-        variables=variables,
-        card=dataclasses.replace(written, **fields) if written else ModelCard(**fields),
-        lineage=match.layout.name,
-    )
+    read = dataclasses.replace(written, **fields) if written else ModelCard(**fields)
+    sized = read.with_sizes(crop_size, test_scale)
+    return Weights(variables, sized, match.layout.name)
 
 
 def to_tensors(
@@ -128,7 +140,7 @@ def to_tensors(
         layout,
         model_lib.variant_name(net.variant),
         conv_bias=net.conv_bias,
-        include_top=net.head == "fc",
+        head=net.head,
     ):
         array = flat.pop(slot.path)
         if bgr and slot.path == "params/conv1_1/kernel":
@@ -162,32 +174,24 @@ def place(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
 
 
 def _choose(
-    match: Match, tensors: Tensors, include_top: bool
+    match: Match, tensors: Tensors, head: str
 ) -> tuple[list[Slot], dict[str, str]]:
     """The slots to fill and the names to fill them from, each used once.
 
     Raises:
       WeightsError: listing the missing and the unexpected.
     """
-    wanted = list(
-        layouts.slots(
-            match.layout,
-            match.variant,
-            conv_bias=match.conv_bias,
-            include_top=include_top,
-        )
-    )
-    tops = (
-        set()
-        if include_top
-        else {slot.foreign for slot in recognition.top_slots(match)}
-    )
+    layout, variant, bias = match.layout, match.variant, match.conv_bias
+    wanted = list(layouts.slots(layout, variant, conv_bias=bias, head=head))
+    tops: set[str] = set()
+    if head == "none":
+        tops |= {slot.foreign for slot in recognition.top_slots(match)}
     chosen = {k: v for k, v in match.names.items() if k not in tops}
     unexpected = set(chosen) - {slot.foreign for slot in wanted}
     problems = [f"{s.foreign}: missing" for s in wanted if s.foreign not in chosen]
     problems += [f"{chosen[name]}: unexpected" for name in sorted(unexpected)]
     if problems:
-        raise _error(match, tensors, problems)
+        raise problems_lib.error(match, tensors, problems)
     return wanted, chosen
 
 
@@ -210,22 +214,18 @@ def _turn(
         if slot.layer.startswith("conv") and slot.leaf == "kernel":
             channels = turned[slot.path].shape[-1]
     if problems:
-        raise _error(match, tensors, problems)
+        raise problems_lib.error(match, tensors, problems)
     return turned
 
 
 def _variables(
-    match: Match,
-    tensors: Tensors,
-    names: list[tuple[Slot, str]],
     turned: dict[str, np.ndarray],
     net: VGG,
+    shapes: dict[str, tuple[int, ...]],
     bgr: bool,
-    dtype: Any,
+    dtype: jnp.dtype,
 ) -> dict[str, Any]:
-    """`net`'s variables of arrays in our axes, checked; fc8 anew if it is missing."""
-    shapes, dtype = card.leaf_shapes(net), jnp.dtype(dtype or net.param_dtype)
-    _check_arrays(match, tensors, names, turned, shapes, dtype)
+    """`net`'s variables of arrays in our axes; fc8 anew if it is missing."""
     if bgr:
         first = "params/conv1_1/kernel"
         turned = {**turned, first: turned[first][:, :, ::-1]}
@@ -259,11 +259,11 @@ def _check_arrays(
         elif slot.leaf == "var" and array.size and array.min() < 0:
             problems.append(f"{name}: a variance below zero")
     if problems:
-        raise _error(match, tensors, problems)
+        raise problems_lib.error(match, tensors, problems)
 
 
 def _model_of(
-    match: Match, turned: dict[str, np.ndarray], include_top: bool, dtype: Any
+    match: Match, turned: dict[str, np.ndarray], head: str, dtype: Any
 ) -> VGG:
     first = turned["params/conv1_1/kernel"]
     fields: dict[str, Any] = {
@@ -273,8 +273,11 @@ def _model_of(
         "conv_bias": match.conv_bias,
         "dtype": str(jnp.dtype(dtype or "float32")),
     }
-    if not include_top:
-        return VGG(**fields, head="none")
+    if head == "none":
+        return VGG(**fields, head=head)
+    if head == "gap":
+        classes = turned["params/fc8/kernel"].shape[-1]
+        return VGG(**fields, head=head, num_classes=classes)
     kernels = [turned[f"params/{layer}/kernel"] for layer in ("fc6", "fc7", "fc8")]
     return VGG(
         **fields,
@@ -303,41 +306,6 @@ def _new_fc8(
         "params/fc8/kernel": init(jax.random.key(0), shape, dtype),
         "params/fc8/bias": jnp.zeros(shape[-1:], dtype),
     }
-
-
-def _error(match: Match, tensors: Tensors, problems: list[str]) -> WeightsError:
-    shown = "; ".join(problems[:12])
-    if len(problems) > 12:
-        shown += f"; and {len(problems) - 12} more"
-    cause = _likely_cause(match, tensors, problems)
-    return WeightsError(
-        f"these are not the weights of a {match.variant} as {match.layout.name} "
-        f"saves it: {shown}" + (f". {cause}" if cause else "")
-    )
-
-
-def _likely_cause(match: Match, tensors: Tensors, problems: list[str]) -> str:
-    tops = {slot.foreign for slot in recognition.top_slots(match)}
-    missing = {p.removesuffix(": missing") for p in problems if p.endswith(": missing")}
-    if missing and missing <= tops and not match.has_top:
-        return f"The file holds the convolutions only: use {_WITHOUT_TOP}"
-    if recognition.top_is_nan(match, tensors):
-        return f"Its FC layers are NaN, a features-only file: use {_WITHOUT_TOP}"
-    by_names = recognition.recognise(tensors)
-    if by_names.variant != match.variant:
-        return f"By its names the file is a {by_names.variant}"
-    th_ordered = match.layout.kernel == "HWIO" and any(
-        array.ndim == 4 and array.shape[2:] == (3, 3) and array.shape[:2] != (3, 3)
-        for array in tensors.values()
-    )
-    if th_ordered:
-        return (
-            "Its kernels are ordered [out, in, height, width], as Keras with Theano "
-            "wrote them ('th'): convert the file with Keras 2 first"
-        )
-    if any(": not finite" in p or "below zero" in p for p in problems):
-        return "Training diverged, or the file is damaged"
-    return ""
 
 
 def _variant(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a file's names say: whose layout, which variant, and the pixels they want."""
+"""What a file's names say: whose layout, which variant, and which head."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,26 +7,10 @@ import numpy as np
 
 from vgg_flax import model
 from vgg_flax.weights import WeightsError
-from vgg_flax.weights.lineages import layouts, metadata
-from vgg_flax.weights.lineages.layouts import Layout, Pixels, Slot
+from vgg_flax.weights.lineages import layouts
+from vgg_flax.weights.lineages.layouts import Layout, Slot
 
 Tensors = Mapping[str, np.ndarray]
-
-# Published under torchvision's names, for other pixels; by the head of the sha256.
-_KNOWN_PIXELS = {"00b39a1b": "caffe", "d01eb7cb": "caffe"}  # jcjohnson's VGG-16, -19
-# How the authors' two nets begin, which were saved again under many names: conv1_1's
-# first eight biases, and its first kernel's top left weight for blue and for red. The
-# scale of conv1_1 does not tell them from torchvision's: both have an rms of about 0.2.
-_AUTHORS = {
-    "vgg16": (
-        (0.7343, 0.0934, 0.0678, 0.8863, 0.2599, 0.6643, -0.0158, 0.3249),
-        *(0.4295, 0.4800),
-    ),
-    "vgg19": (
-        (0.7302, 0.0649, 0.0343, 0.8260, 0.2578, 0.5487, -0.0124, 0.3479),
-        *(0.3412, 0.3942),
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +21,15 @@ class Match:
       layout: whose names they are.
       variant: a key of `VARIANTS`.
       conv_bias: whether the convolutions have biases.
-      has_top: whether any FC layer is there.
+      head: as of `VGG`: "fc" if there is any FC layer, "gap" if there is one alone
+        that takes the last convolution's channels, else "none".
       names: the file's names, by the names that the layout gives.
     """
 
     layout: Layout
     variant: str
     conv_bias: bool
-    has_top: bool
+    head: str
     names: dict[str, str]
 
 
@@ -74,99 +59,41 @@ def recognise(tensors: Tensors) -> Match:
                 if slot.window and name in names
             )
             score = len(wanted & set(names)) - len(wanted ^ set(names)), fitting
-            has_top = any(
-                expected[name].layer.startswith("fc") for name in names.keys() & wanted
-            )
             if wanted & set(names) and (best is None or score > best[0]):
-                best = score, Match(layout, variant, conv_bias, has_top, names)
+                best = score, Match(layout, variant, conv_bias, "none", names)
     if best is None:
         raise WeightsError(
             f"no lineage of VGG names its tensors like this: {shortened(tensors)}; "
             "known: " + ", ".join(layout.name for layout in layouts.LAYOUTS)
         )
-    return best[1]
+    return dataclasses.replace(best[1], head=_head(best[1], tensors))
 
 
-def find_pixels(
-    match: Match,
-    tensors: Tensors,
-    sha256: str,
-    entry: metadata.Entry | None,
-    preprocessing: str | None,
-) -> Pixels:
-    """The pixels that a file wants: asked for, its entry's, known, or its lineage's.
-
-    Raises:
-      WeightsError: they can't be told, or are asked for where an entry has them.
-    """
-    known = ", ".join(layouts.PIXELS)
-    if entry is not None and preprocessing is not None:
-        raise WeightsError(
-            f"the file says its pixels itself; leave out preprocessing={preprocessing}"
-        )
-    if preprocessing is not None:
-        if preprocessing not in layouts.PIXELS:
-            raise WeightsError(f"preprocessing={preprocessing!r}; known: {known}")
-        return layouts.PIXELS[preprocessing]
-    if entry is not None:
-        return Pixels(entry.card.preprocessing, entry.bgr)
-    if sha256[:8] in _KNOWN_PIXELS:
-        return layouts.PIXELS[_KNOWN_PIXELS[sha256[:8]]]
-    if match.layout.name == "torchvision" and top_is_nan(match, tensors):
-        return layouts.PIXELS["features"]
-    ask = f"say which: preprocessing= (--preprocessing) one of {known}"
-    if not match.has_top and not match.layout.pixels_without_top:
-        raise WeightsError(
-            "the names of this file do not tell its pixels (Keras applications and "
-            f"KerasHub share them): {ask}"
-        )
-    name = match.layout.pixels
-    assert name is not None
-    if name == "torchvision":
-        _check_scale(match, tensors, ask)
-        return _authors_pixels(match, tensors) or layouts.PIXELS[name]
-    return layouts.PIXELS[name]
+def _head(match: Match, tensors: Tensors) -> str:
+    """Of a match whose own is "none" so far."""
+    layout = match.layout
+    there = {slot.foreign for slot in top_slots(match)} & match.names.keys()
+    kernel = tensors.get(match.names.get(layout.pooled + layout.leaves["kernel"], ""))
+    if layout.pooled and kernel is not None and kernel.ndim == 2 and len(there) <= 2:
+        is_pooled = kernel.shape[layout.dense.index("I")] == channels(match, tensors)
+        return "gap" if is_pooled else "fc"
+    return "fc" if there else "none"
 
 
-def _check_scale(match: Match, tensors: Tensors, ask: str) -> None:
-    """Kernels for pixels of deviation 1 are not a hundredth of what they need be."""
-    slot = next(layouts.slots(match.layout, match.variant))
-    kernel = tensors.get(match.names.get(slot.foreign, ""))
-    if kernel is None or not kernel.size:
-        return
-    rms = float(np.sqrt(np.mean(np.square(kernel.astype(np.float64)))))
-    # 27 inputs of deviation 1: below 0.005 the response is under 0.03 of a unit, which
-    # only pixels of 0 to 255 would mend.
-    if 0 < rms < 0.005:
-        raise WeightsError(
-            f"{match.names[slot.foreign]} has rms {rms:.2g}: it looks made for pixels "
-            f"of 0 to 255, and {match.layout.name}'s names stand for normalised ones; "
-            f"{ask}"
-        )
-
-
-def _authors_pixels(match: Match, tensors: Tensors) -> Pixels | None:
-    """Caffe's, if conv1_1 is that of the authors' net, fine-tuned or rounded or not."""
-    if match.variant not in _AUTHORS:
-        return None
-    biases, blue, red = _AUTHORS[match.variant]
-    kernel_slot, bias_slot = list(layouts.slots(match.layout, match.variant))[:2]
-    kernel = tensors.get(match.names.get(kernel_slot.foreign, ""))
-    bias = tensors.get(match.names.get(bias_slot.foreign, ""))
-    if kernel is None or bias is None or kernel.ndim != 4 or bias.size < len(biases):
-        return None
-    # Fine-tuning moves them by thousandths; biases of other nets are half a unit away.
-    distance = np.abs(bias.ravel()[: len(biases)].astype(np.float64) - biases).max()
-    if not distance <= 0.05:  # nor NaN
-        return None
-    first = float(kernel[0, 0, 0, 0])  # the first whatever the order of the axes
-    caffe = layouts.PIXELS["caffe"]
-    return dataclasses.replace(caffe, bgr=abs(first - blue) < abs(first - red))
+def channels(match: Match, tensors: Tensors) -> int:
+    """Of the last convolution; 0 where that is missing, or is none."""
+    every = layouts.slots(match.layout, match.variant, head="none")
+    last = [slot.foreign for slot in every if slot.window][-1]
+    kernel = tensors.get(match.names.get(last, ""))
+    if kernel is None or kernel.ndim != 4:
+        return 0
+    return kernel.shape[match.layout.kernel.index("O")]
 
 
 def top_slots(match: Match) -> list[Slot]:
-    """Those of the FC layers."""
-    every = layouts.slots(match.layout, match.variant)
+    """Those of the FC layers, as they are or, without any, would be in the file."""
+    head = "gap" if match.head == "gap" else "fc"
+    every = layouts.slots(match.layout, match.variant, head=head)
     return [slot for slot in every if slot.layer.startswith("fc")]
 
 
