@@ -1,10 +1,14 @@
 """Weight files as their own tools write them, and what tests of readers share."""
 
 import contextlib
+import io
 import mmap
 import pathlib
+import pickle
 import runpy
+import struct
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -226,6 +230,82 @@ WRITERS = {  # name: (format, writer)
     "caffe_v1": ("caffemodel", write_caffe(v1=True)),
     "caffe_v2": ("caffemodel", write_caffe(v1=False)),
     "caffe_unpacked": ("caffemodel", write_caffe(v1=True, packed=False)),
+}
+
+
+# One writer a container, of arrays that are given
+
+
+def write_named_hdf5(path: pathlib.Path, arrays: Arrays) -> None:
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+
+
+def write_named_safetensors(path: pathlib.Path, arrays: Arrays) -> None:
+    contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    safetensors.numpy.save_file(contiguous, path)
+
+
+def write_named_caffe(path: pathlib.Path, arrays: Arrays) -> None:
+    net = caffe_messages(packed=True)["NetParameter"]()
+    by_layer: dict[str, list[np.ndarray]] = {}
+    for name, array in arrays.items():
+        by_layer.setdefault(name.rpartition("/")[0], []).append(array)
+    for name, blobs in by_layer.items():
+        layer = net.layer.add(name=name)
+        for array in blobs:
+            blob = layer.blobs.add(data=array.ravel().tolist())
+            blob.shape.dim.extend(array.shape)
+    path.write_bytes(net.SerializeToString())
+
+
+def torch_pickle(arrays: Arrays) -> tuple[bytes, dict[str, bytes]]:
+    """An OrderedDict of tensors as torch pickles it, and its storages."""
+
+    def integers(*values: int) -> bytes:
+        return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
+
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    content, storages = b"\x80\x02ccollections\nOrderedDict\n](", {}
+    for i, (name, array) in enumerate(arrays.items()):
+        strides = [s // 4 for s in np.empty(array.shape, np.float32).strides]
+        content += b"](" + text(name) + b"ctorch._utils\n_rebuild_tensor\n(("
+        content += text("storage") + b"ctorch\nFloatStorage\n" + text(str(i))
+        content += text("cpu") + b"J" + struct.pack("<i", array.size) + b"NtQK\x00"
+        content += integers(*array.shape) + integers(*strides) + b"tRe"
+        storages[str(i)] = np.ascontiguousarray(array, np.float32).tobytes()
+    return content + b"e\x85R.", storages
+
+
+def write_named_torch_zip(path: pathlib.Path, arrays: Arrays) -> None:
+    content, storages = torch_pickle(arrays)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        for key, storage in storages.items():
+            archive.writestr(f"archive/data/{key}", storage)
+
+
+def write_named_torch_legacy(path: pathlib.Path, arrays: Arrays) -> None:
+    content, storages = torch_pickle(arrays)
+    head = (DATA / "state_dict_legacy.pth").read_bytes()
+    stream = io.BytesIO(head)
+    for _ in range(3):  # magic number, version, system
+        pickle.load(stream)
+    content = head[: stream.tell()] + content + pickle.dumps([*storages], 2)
+    for storage in storages.values():
+        content += struct.pack("<q", len(storage) // 4) + storage
+    path.write_bytes(content)
+
+
+WRITE_NAMED: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
+    "safetensors": write_named_safetensors,
+    "hdf5": write_named_hdf5,
+    "caffemodel": write_named_caffe,
+    "torch_zip": write_named_torch_zip,
+    "torch_legacy": write_named_torch_legacy,
 }
 
 

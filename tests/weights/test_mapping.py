@@ -18,7 +18,6 @@ from torchvision_net import (
     TORCHVISION_INDICES,
     WIDTHS,
     WINDOW,
-    random,
     torchvision_tensors,
 )
 
