@@ -244,14 +244,7 @@ def _load_checkpoint(
     saved = checkpoint.load(workdir, step)
     if sha256 is not None:
         checksum.check(epath.Path(source), saved.sha256, sha256)
-    try:
-        card = ModelCard.from_json(saved.meta)
-    except ValueError as error:
-        raise checkpoint.CheckpointError(
-            f"step {saved.step} of {source} does not say what its net is: {error}; use "
-            "another step, or copy it anew"
-        ) from error
-    card = dataclasses.replace(card, source=source, sha256=saved.sha256)
+    card = ModelCard.of_step(saved, source)
     net = Net(jax.tree.map(jnp.asarray, saved.variables), card)
     if dtype is None:
         return net

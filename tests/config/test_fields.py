@@ -39,10 +39,11 @@ def beside(field: config_lib.Field, bound: float, direction: float) -> Any:
 
 def filled(field: config_lib.Field, element: Any) -> list[Any]:
     """`element` as the field's value; in a tuple, once at each place."""
-    if not isinstance(field.default, tuple):
+    if not field.type.startswith("tuple"):
         return [element]
-    places = range(len(field.default))
-    return [(*field.default[:i], element, *field.default[i + 1 :]) for i in places]
+    others = (1.0,) * 3 if field.default is None else field.default
+    places = range(len(others))
+    return [(*others[:i], element, *others[i + 1 :]) for i in places]
 
 
 def test_the_fields_are_those_of_the_dataclasses() -> None:

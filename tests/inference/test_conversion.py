@@ -145,7 +145,7 @@ def test_a_converted_net_starts_a_run(
     net = random_net("vgg11_bn", in_channels=1)
     conversion.convert(net, tmp_path / "converted")
     config = changed(tiny_config, init_from=str(tmp_path / "converted"))
-    state = resumption.new_state(config)
+    state = resumption.new_state(config, checkpoint.load(config.init_from))
     start = {"params": state.params, "batch_stats": state.batch_stats}
     jax.tree.map(np.testing.assert_array_equal, start, net.variables)
 

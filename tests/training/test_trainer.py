@@ -471,7 +471,8 @@ def test_init_from_takes_the_papers_layers_or_all_of_them(
         init_layers=config_lib.PAPER_INIT_LAYERS,
         seed=1,
     )
-    params = resumption.new_state(deeper).params
+    weights = checkpoint.load(tmp_path / "a")
+    params = resumption.new_state(deeper, weights).params
     for layer in params:
         same = layer in source and (
             params[layer]["kernel"].shape == source[layer]["kernel"].shape
@@ -480,7 +481,7 @@ def test_init_from_takes_the_papers_layers_or_all_of_them(
         assert same == (layer in config_lib.PAPER_INIT_LAYERS), layer
 
     whole = changed(config, init_from=str(tmp_path / "a"), seed=2)
-    params = resumption.new_state(whole).params
+    params = resumption.new_state(whole, weights).params
     jax.tree.map(np.testing.assert_array_equal, params, source)
     wrong = changed(deeper, init_layers=())
     with pytest.raises(checkpoint.CheckpointError, match="conv1_2/kernel: missing"):

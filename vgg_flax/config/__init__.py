@@ -1,13 +1,15 @@
 """What a run is: typed settings with their checks, and recipes that give them."""
 
 from vgg_flax.config.checks import check, check_batch
-from vgg_flax.config.field import Field
-from vgg_flax.config.serialization import differences, flatten, from_dict, to_json
-from vgg_flax.config.settings import (
+from vgg_flax.config.colors import (
     IMAGENET_EIGENVALUES,
     IMAGENET_EIGENVECTORS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+)
+from vgg_flax.config.field import Field
+from vgg_flax.config.serialization import differences, flatten, from_dict, to_json
+from vgg_flax.config.settings import (
     PAPER_INIT_LAYERS,
     Config,
     DataConfig,
@@ -15,6 +17,7 @@ from vgg_flax.config.settings import (
     OptimizerConfig,
     ProfileConfig,
     fields,
+    mean_and_std,
 )
 
 __all__ = [
@@ -35,5 +38,6 @@ __all__ = [
     "fields",
     "flatten",
     "from_dict",
+    "mean_and_std",
     "to_json",
 ]

@@ -3,7 +3,13 @@
 import dataclasses
 
 from vgg_flax.config import serialization
-from vgg_flax.config.settings import Config, DataConfig, ModelConfig, fields
+from vgg_flax.config.settings import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    fields,
+    mean_and_std,
+)
 from vgg_flax.errors import ConfigError
 
 
@@ -17,6 +23,7 @@ def check(config: Config) -> Config:
     values = serialization.flatten(config)
     for field in fields():
         field.check(values[field.name])
+    _check_channels(config)
     _check_data(config.data, config.model)
     if config.optimizer.schedule == "plateau" and not config.data.validation_split:
         raise ConfigError(
@@ -26,13 +33,20 @@ def check(config: Config) -> Config:
     return config
 
 
-def _check_data(data: DataConfig, model: ModelConfig) -> None:
-    for name, value in (("mean", data.mean), ("std", data.std)):
-        if len(value) != model.in_channels:
+def _check_channels(config: Config) -> None:
+    """Sees that there is a mean and a std a channel; those of weights are to come."""
+    channels, data = config.model.in_channels, config.data
+    for name, value in zip(("mean", "std"), mean_and_std(data), strict=True):
+        is_given = getattr(data, name) is not None
+        if len(value) != channels and (is_given or not config.init_from):
             raise ConfigError(
-                f"config.data.{name}={value} has {len(value)} values for "
-                f"config.model.in_channels={model.in_channels}; give one a channel"
+                f"config.data.{name}={value}{'' if is_given else ' (of ImageNet)'} has "
+                f"{len(value)} values for config.model.in_channels={channels}; give "
+                "one a channel"
             )
+
+
+def _check_data(data: DataConfig, model: ModelConfig) -> None:
     for name, pair in (
         ("train_scale", data.train_scale),
         ("crop_area", data.crop_area),

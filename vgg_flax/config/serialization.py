@@ -51,6 +51,8 @@ def _to_float(value: Any) -> Any:
 
 def _to_tuples(value: Any) -> Any:
     """JSON has lists where configs have tuples."""
+    if value == (None,):  # ml_collections' reading of --config.data.mean=None
+        return None
     if isinstance(value, dict):
         return {key: _to_tuples(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -8,18 +8,8 @@ dotted name. What a field is stands here and nowhere else: `check`, `--help`,
 import dataclasses
 from collections.abc import Iterator
 
+from vgg_flax.config import colors
 from vgg_flax.config.field import Field, fields_of, setting
-
-# Krizhevsky et al. 2012, section 4.1: principal components of ImageNet's RGB pixels
-# in [0, 1], values as published with fb.resnet.torch; eigenvectors are columns.
-IMAGENET_EIGENVALUES = (0.2175, 0.0188, 0.0045)
-IMAGENET_EIGENVECTORS = (
-    (-0.5675, 0.7192, 0.4009),
-    (-0.5808, -0.0045, -0.8140),
-    (-0.5836, -0.6948, 0.4203),
-)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Section 3.1: "the first four convolutional layers and the last three
 # fully-connected layers" of net A, by name, initialise the deeper nets.
@@ -153,10 +143,11 @@ class DataConfig:
         low=0,
     )
     color_eigenvalues: tuple[float, ...] = setting(
-        IMAGENET_EIGENVALUES, "of the PCA of RGB pixels in [0, 1]; default: ImageNet's"
+        colors.IMAGENET_EIGENVALUES,
+        "of the PCA of RGB pixels in [0, 1]; default: ImageNet's",
     )
     color_eigenvectors: tuple[tuple[float, ...], ...] = setting(
-        IMAGENET_EIGENVECTORS,
+        colors.IMAGENET_EIGENVECTORS,
         "of the same PCA: the columns of a 3x3 matrix, which is given by rows",
     )
     test_scale: int = setting(
@@ -170,13 +161,15 @@ class DataConfig:
             "cv2": "OpenCV's bilinear, twice as fast and not antialiased",
         },
     )
-    mean: tuple[float, ...] = setting(
-        IMAGENET_MEAN,
-        "subtracted from pixels in [0, 1], a value a channel; default: ImageNet's RGB",
+    mean: tuple[float, ...] | None = setting(
+        None,
+        "subtracted from pixels in [0, 1], a value a channel, RGB; None: that of the "
+        "weights the run starts from or goes on with, or ImageNet's",
     )
-    std: tuple[float, ...] = setting(
-        IMAGENET_STD,
-        "what pixels less the mean are divided by, a value a channel",
+    std: tuple[float, ...] | None = setting(
+        None,
+        "what pixels less the mean are divided by, a value a channel; None: as the "
+        "mean's",
         low=1e-6,
     )
     on_bad_image: str = setting(
@@ -198,6 +191,14 @@ class DataConfig:
     )
     prefetch: int = setting(
         32, "batches made ahead on the host", low=1, free_on_resume=True
+    )
+
+
+def mean_and_std(data: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of pixels in [0, 1], a value a channel: ImageNet's where there are none."""
+    return (
+        colors.IMAGENET_MEAN if data.mean is None else data.mean,
+        colors.IMAGENET_STD if data.std is None else data.std,
     )
 
 

@@ -92,7 +92,7 @@ def batch_shapes(
     """
     shape, side = jax.ShapeDtypeStruct, config.crop_size
     shapes = {
-        "image": shape((*lead, side, side, len(config.mean)), np.uint8),
+        "image": shape((*lead, side, side, _channels(config)), np.uint8),
         "label": shape(lead, np.int32),
         "mask": shape(lead, np.bool_),
     }
@@ -180,7 +180,7 @@ class _TestExamples:
 
 def _decode(config: DataConfig, split: Split, index: int) -> Batch:
     """A decoded record with its `key`, or a masked black one if that may be."""
-    channels = len(config.mean)
+    channels = _channels(config)
     black = {"image": np.zeros((32, 32, channels), np.uint8), "mask": np.False_}
     try:
         record = split.records[index]
@@ -214,8 +214,12 @@ def _view(
     except codec.ImageError as error:
         _leave_out(config, key, str(error), error)
         side, mask = config.crop_size, np.False_
-        image = np.zeros((side, side, len(config.mean)), np.uint8)
+        image = np.zeros((side, side, _channels(config)), np.uint8)
     return {"image": image, "label": example["label"], "mask": mask}
+
+
+def _channels(config: DataConfig) -> int:
+    return preprocessing.Preprocessing.of(config).channels
 
 
 def _leave_out(config: DataConfig, key: str, why: str, error: Exception) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_flax.config import DataConfig
+from vgg_flax.config import DataConfig, mean_and_std
 from vgg_flax.images import codec, resize
 from vgg_flax.images.codec import ImageError
 from vgg_flax.images.resize import RESIZES
@@ -49,8 +49,13 @@ class Preprocessing:
 
     @classmethod
     def of(cls, config: DataConfig) -> "Preprocessing":
-        """The preprocessing that a run with `config` trains and tests with."""
-        return cls(config.mean, config.std, config.test_scale, config.crop_size)
+        """The preprocessing that a run with `config` trains and tests with.
+
+        ImageNet's mean and std where it has none: a run with weights to start from has
+        taken theirs (`training.resumption`).
+        """
+        mean, std = mean_and_std(config)
+        return cls(mean, std, config.test_scale, config.crop_size)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":

@@ -1,5 +1,6 @@
 """What a run starts from: its newest checkpoint, another run's params, or nothing."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -13,6 +14,7 @@ from vgg_flax.runs.leaves import Checkpoint, CheckpointError, from_leaves, to_le
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.job import Job
 from vgg_flax.training.state import TrainState
+from vgg_flax.weights.card import ModelCard
 
 
 def check_unchanged(saved: Checkpoint, job: Job) -> None:
@@ -103,25 +105,87 @@ def examples_seen(saved: Checkpoint, job: Job) -> int:
     return seen
 
 
-def new_state(config: Config) -> TrainState:
-    """The state before the first step: drawn, and taken from `config.init_from`.
+def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
+    """What a run starts with: its job with the pixels settled, and its state, whole.
+
+    Where the config leaves the mean or the std out, a run that goes on keeps its own;
+    a new one has those of the net whose conv1_1 it starts from, or ImageNet's.
+
+    Args:
+      job: with the config as it was given.
+      saved: what the run goes on from; None: it is new.
 
     Raises:
-      CheckpointError: there is no checkpoint to take from, or it does not fit.
-      ConfigError: it lacks one of `config.init_layers`.
+      ConfigError: the settings or the data changed, or `config.data` has other pixels
+        than the net in `config.init_from`.
+      CheckpointError: what is to be started from is missing, or does not fit.
+    """
+    if saved is not None:
+        own = config_lib.from_dict(saved.meta["config"]).data
+        job = _with_pixels(job, config_lib.mean_and_std(own))
+        check_unchanged(saved, job)
+        return job, from_leaves(job.abstract_state, saved.leaves)
+    config, pixels = job.config, config_lib.mean_and_std(job.config.data)
+    weights = checkpoint.load(config.init_from) if config.init_from else None
+    state = new_state(config, weights)
+    if weights is not None and _takes(config, "conv1_1"):
+        own = ModelCard.of_step(weights, config.init_from).preprocessing
+        _check_pixels(config, {"mean": own.mean, "std": own.std})
+        pixels = own.mean, own.std
+    return _with_pixels(job, pixels), state
+
+
+def _with_pixels(job: Job, pixels: tuple[tuple[float, ...], ...]) -> Job:
+    """`job` with this mean and std, where its config leaves them out."""
+    data = job.config.data
+    mean, std = (
+        own if given is None else given
+        for given, own in zip((data.mean, data.std), pixels, strict=True)
+    )
+    data = dataclasses.replace(data, mean=mean, std=std)
+    config = config_lib.check(dataclasses.replace(job.config, data=data))
+    return dataclasses.replace(job, config=config)
+
+
+def _check_pixels(config: Config, theirs: dict[str, tuple[float, ...]]) -> None:
+    """Raises ConfigError where a config has other pixels than its weights."""
+    for name, value in theirs.items():
+        given = getattr(config.data, name)
+        if given not in (None, value):
+            raise ConfigError(
+                f"config.data.{name}={given}, and {config.init_from}, whose conv1_1 "
+                f"the run starts from, was trained with {value}; leave it out of the "
+                f"recipe, or say --config.data.{name}=None, to train with the weights'"
+            )
+
+
+def new_state(config: Config, weights: Checkpoint | None) -> TrainState:
+    """The state before the first step: drawn, and taken from weights.
+
+    Args:
+      config: the run's.
+      weights: the net in `config.init_from`; None: there is none.
+
+    Raises:
+      CheckpointError: they do not fit.
+      ConfigError: they lack one of `config.init_layers`.
     """
     state = jax.jit(lambda: state_lib.init_state(config))()
-    return _init_from(config, state) if config.init_from else state
+    return state if weights is None else _init_from(config, weights, state)
 
 
-def _init_from(config: Config, state: TrainState) -> TrainState:
+def _takes(config: Config, layer: str) -> bool:
+    """Whether a layer is taken from the weights."""
+    return not config.init_layers or layer in config.init_layers
+
+
+def _init_from(config: Config, other: Checkpoint, state: TrainState) -> TrainState:
     """`state` with params (and statistics) of another run's checkpoint."""
-    other = checkpoint.load(config.init_from)
     expected = to_leaves(state)
     chosen = {
         path: leaf
         for path, leaf in other.leaves.items()
-        if not config.init_layers or path.split("/")[1] in config.init_layers
+        if _takes(config, path.split("/")[1])
     }
     layers = {path.split("/")[1] for path in chosen}
     missing = [layer for layer in config.init_layers if layer not in layers]

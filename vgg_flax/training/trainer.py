@@ -23,7 +23,6 @@ from vgg_flax.runs import checkpoint, directory, log, profiling
 from vgg_flax.runs.events import Events, Position
 from vgg_flax.runs.goodput import Goodput
 from vgg_flax.runs.lease import Lease
-from vgg_flax.runs.leaves import from_leaves
 from vgg_flax.runs.log import Log
 from vgg_flax.runs.meter import Meter
 from vgg_flax.runs.profiling import Profiler
@@ -87,7 +86,7 @@ def open_run(
             device_kind=jax.devices()[0].device_kind,
             processes=job.shard.processes,
         )
-        job, state = _first_state(job, position, checkpoints, events)
+        job, state = _begin(job, position, checkpoints, events)
         goodput.resume(events.past, position.step)
         with (
             Log(
@@ -122,28 +121,23 @@ def open_run(
             )
 
 
-def _first_state(
+def _begin(
     job: Job,
     position: Position,
     checkpoints: checkpoint.Checkpoints,
     events: Events,
 ) -> tuple[Job, TrainState]:
-    """The job from where it stands, and its state, whole.
-
-    Sets the position, and writes `config.json`.
-    """
+    """`resumption.first_state`; sets the position, writes `config.json`."""
     saved = checkpoints.read_newest(
         lambda step, why: events.write("damaged", step=step, reason=str(why))
     )
-    if saved is not None:
-        resumption.check_unchanged(saved, job)
+    job, state = resumption.first_state(job, saved)
     if job.is_first:
         path = job.workdir / "config.json"
         with storage.whole_file(path, storage.RunDirectoryError) as file:
             file.write_text(config_lib.to_json(job.config))
     if saved is None:
-        return job, resumption.new_state(job.config)
-    state = from_leaves(job.abstract_state, saved.leaves)
+        return job, state
     position.step, position.validated = saved.step, saved.meta["evaluated"]
     events.write("resumed")
     return job.resumed(saved.step, resumption.examples_seen(saved, job)), state

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG, variant_name
+from vgg_flax.runs.leaves import Checkpoint, CheckpointError
 from vgg_flax.weights import WeightsError
 
 # What flax and JAX raise for settings that no net can have, and dicts for lacking keys.
@@ -110,6 +111,22 @@ class ModelCard:
             # What was trained on classes says so by silence, as it always has.
             **(trained if self.objective != "classification" else {}),
         }
+
+    @classmethod
+    def of_step(cls, saved: Checkpoint, source: str) -> "ModelCard":
+        """The card of what `checkpoint.load(source)` gave.
+
+        Raises:
+          CheckpointError: it does not say what its net is.
+        """
+        try:
+            card = cls.from_json(saved.meta)
+        except ValueError as error:
+            raise CheckpointError(
+                f"step {saved.step} of {source} does not say what its net is: {error}; "
+                "use another step, or copy it anew"
+            ) from error
+        return dataclasses.replace(card, source=source, sha256=saved.sha256)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ModelCard":
