@@ -77,9 +77,8 @@ def losses_of(net: Net, pixels: Any) -> dict[str, float]:
     losses, (mean, std) = {}, (np.array(values) for values in pixels)
     for split, start in (("train", 0), ("test", 1437)):
         grey = (images[start:][:64] * (255 / 16)).round().astype(np.uint8)
-        views = [
-            net.preprocessing.test_view(np.repeat(i[..., None], 3, 2)) for i in grey
-        ]
+        colour = np.repeat(grey[..., None], 3, axis=3)
+        views = [net.preprocessing.test_view(image) for image in colour]
         x = ((np.stack(views) / 255 - mean) / std).astype(np.float32)
         logits = np.asarray(jax.jit(Net.__call__)(net, x), np.float64)
         chosen = logits[np.arange(64), labels[start:][:64]]

@@ -44,7 +44,7 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     lineage, suffix = FORMATS[format]
     layout = layouts.BY_NAME[lineage]
     # Keras's nets want blue first; a net made for other pixels stays in RGB, and the
-    # file says so.
+    # file says so. At which size is no matter of channels.
     native = layouts.PIXELS[layout.pixels]
     sizes = {n: getattr(net.preprocessing, n) for n in ("test_scale", "crop_size")}
     at_its_sizes = dataclasses.replace(native.preprocessing, **sizes)
@@ -57,11 +57,11 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     with storage.whole_file(path, WeightsError) as temporary:
         write(temporary, tensors, metadata.write(net.card, bgr=bgr))
     summary = f"{format}'s names and pixels"
-    if at_its_sizes != native.preprocessing:
-        summary += ", at test scale {test_scale}, crop {crop_size}".format(**sizes)
     if not is_native:
         pixels = f"feed it {net.preprocessing}, RGB"
         summary = f"{format}'s names, but not its pixels: {pixels}"
+    elif at_its_sizes != native.preprocessing:
+        summary += ", at test scale {test_scale}, crop {crop_size}".format(**sizes)
     is_unknown_there = VARIANTS[net.variant].lrn or "1x1" in net.variant
     if is_unknown_there or net.model.pooling != "max":
         summary += f"; no net of {format}'s computes what this one does"
