@@ -21,21 +21,29 @@ def sizes(net: Net) -> tuple[int, int]:
     return net.preprocessing.test_scale, net.preprocessing.crop_size
 
 
-@pytest.fixture
-def cifar(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A net for 32 pixels in torchvision's names, as somebody else saves it."""
-    net = random_net("vgg11")
+@pytest.fixture(scope="module")
+def saved(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """One net for 32 pixels: a run whose card has scale 36 and crop 32, and a file.
+
+    The file is in torchvision's names, as somebody else saves it.
+    """
+    folder, net = tmp_path_factory.mktemp("sizes"), random_net("vgg11")
     layout = layouts.BY_NAME["torchvision"]
     tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=False)
-    path = tmp_path / "cifar.pth"
-    WRITE_NAMED["torch_zip"](path, tensors)
-    return path
+    WRITE_NAMED["torch_zip"](folder / "cifar.pth", tensors)
+    return save_run(net, folder / "run"), folder / "cifar.pth"
 
 
 @pytest.fixture
-def run(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A run whose card has scale 36 and crop 32."""
-    return save_run(random_net("vgg11"), tmp_path / "run")
+def run(saved: tuple[pathlib.Path, pathlib.Path]) -> pathlib.Path:
+    return saved[0]
+
+
+@pytest.fixture
+def cifar(saved: tuple[pathlib.Path, pathlib.Path]) -> pathlib.Path:
+    return saved[1]
 
 
 def test_a_net_for_32_pixels_sees_them_as_they_are(cifar: pathlib.Path) -> None:
@@ -56,10 +64,13 @@ def test_a_net_for_32_pixels_sees_them_as_they_are(cifar: pathlib.Path) -> None:
     ids=str,
 )
 def test_given_sizes_are_taken_instead_of_a_cards(
-    given: dict[str, Any], expected: tuple[int, int], run: pathlib.Path
+    given: dict[str, Any],
+    expected: tuple[int, int],
+    run: pathlib.Path,
+    tmp_path: pathlib.Path,
 ) -> None:
     assert sizes(vgg_flax.load(run, **given)) == expected
-    own = run.parent / "own.safetensors"
+    own = tmp_path / "own.safetensors"
     conversion.convert(vgg_flax.load(run), own)
     assert sizes(vgg_flax.load(own, **given)) == expected
 
@@ -112,12 +123,12 @@ def test_an_exported_net_has_the_given_sizes(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("source", ["run", "cifar"])
 def test_sizes_that_cannot_be_are_refused(
-    source: str, given: Any, said: str, request: pytest.FixtureRequest
+    given: Any, said: str, saved: tuple[pathlib.Path, pathlib.Path]
 ) -> None:
-    with pytest.raises(WeightsError, match=said):
-        vgg_flax.load(request.getfixturevalue(source), **given)
+    for source in saved:
+        with pytest.raises(WeightsError, match=said):
+            vgg_flax.load(source, **given)
 
 
 def test_a_crop_below_fc6s_window_is_refused(tmp_path: pathlib.Path) -> None:
@@ -128,9 +139,12 @@ def test_a_crop_below_fc6s_window_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_commands_take_sizes_and_tell_them(
-    run: pathlib.Path, cifar: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    run: pathlib.Path,
+    cifar: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    target = str(run.parent / "converted")
+    target = str(tmp_path / "converted")
     options = ["--crop-size", "48", "--test-scale=56"]
     assert cli.main(["convert", str(cifar), target, *options]) == 0
     assert "; test scale 56, crop 48\n" in capsys.readouterr().err
@@ -140,7 +154,7 @@ def test_the_commands_take_sizes_and_tell_them(
     assert cli.main(["describe", "vgg11", "--crop-size=64"]) == 1
     assert "error: --crop-size 64 is of one file or run" in capsys.readouterr().err
     two = ["evaluate", str(run), str(run), "--data", "x", "--test-scale=64"]
-    assert cli.main([*two, f"--output={run.parent}"]) == 1
+    assert cli.main([*two, f"--output={tmp_path}"]) == 1
     assert "--test-scale 64 is of one file or run" in capsys.readouterr().err
     assert cli.main(["predict", str(run), "x.png", "--crop-size=0"]) == 1
     assert "crop_size=0 (--crop-size); expected" in capsys.readouterr().err

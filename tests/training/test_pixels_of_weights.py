@@ -147,15 +147,11 @@ def test_other_pixels_than_the_weights_are_an_error_with_both(
 def test_pixels_are_those_of_conv1_1_alone(
     config: config_lib.Config, weights: Net, tmp_path: pathlib.Path
 ) -> None:
-    assert settled(config, tmp_path / "run") == IMAGENET
     config = changed(config, init_from=weights.source)
-    assert settled(config, tmp_path / "run") == CAFFE
     first = changed(config, init_layers=("conv1_1", "fc8"))
     assert settled(first, tmp_path / "run") == CAFFE
-    last = changed(config, init_layers=("conv5_1", "fc8"))
-    assert settled(last, tmp_path / "run") == IMAGENET
-    own = changed(last, data__mean=(0.5, 0.5, 0.5))
-    assert settled(own, tmp_path / "run") == ((0.5, 0.5, 0.5), IMAGENET[1])
+    last = changed(config, init_layers=("conv5_1",), data__mean=(0.5, 0.5, 0.5))
+    assert settled(last, tmp_path / "run") == ((0.5, 0.5, 0.5), IMAGENET[1])
 
 
 def test_a_grey_net_gets_the_weights_grey_or_none(
