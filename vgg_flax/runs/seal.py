@@ -1,9 +1,8 @@
 """What a step says of itself, in its `meta/metadata`, under one sha256.
 
-The JSON object `{"sha256": ..., "sealed": {"step", "score", "meta"}}`; in `meta` is the
-crc32 of every leaf. Versions before the seal wrote what is now `meta` alone: "leaves"
-is a key of theirs and never of a seal, so that no seal becomes one of theirs when
-something is taken from it.
+The JSON object `{"sha256": ..., "sealed": {"step", "score", "crc32s", "meta"}}`.
+Versions before the seal wrote what is now `meta` alone, with the `crc32s` in it, as
+"leaves": no part of a seal has that key, so that none passes for a step of theirs.
 """
 
 import dataclasses
@@ -38,7 +37,8 @@ def make(
     step: int, meta: dict[str, Any], score: tuple[str, float] | None
 ) -> dict[str, Any]:
     """The JSON object that says all of a step: `meta` with its "leaves", the score."""
-    sealed = {"step": step, "score": score, "meta": meta}
+    rest = {key: value for key, value in meta.items() if key != "leaves"}
+    sealed = {"step": step, "score": score, "crc32s": meta["leaves"], "meta": rest}
     return {"sha256": _digest(sealed), "sealed": sealed}
 
 
@@ -56,11 +56,12 @@ def read(folder: epath.Path) -> Statement:
         if _digest(sealed) != sha256:
             raise ValueError("sha256 of another content")
         step, score = sealed["step"], sealed["score"]
+        meta = {**sealed["meta"], "leaves": sealed["crc32s"]}
     except _SPOILED as error:
         raise unreadable(folder, error) from error
     if str(step) != folder.name:
         raise of_another_step(folder, step)
-    return Statement(sealed["meta"], score and tuple(score), sealed=True)
+    return Statement(meta, score and tuple(score), sealed=True)
 
 
 def of_another_step(folder: epath.Path, step: Any) -> CheckpointError:

@@ -21,18 +21,10 @@ def check_unchanged(saved: Checkpoint, job: Job) -> None:
     """Sees that a run goes on with the settings and the data that it was saved with.
 
     Raises:
-      CheckpointError: it was not saved by a run.
       ConfigError: naming what differs, unless `config.resume_with_changes`; for
         another objective in any case.
     """
     config = job.config
-    missing = {"config", "class_names", "evaluated"} - set(saved.meta)
-    if missing:
-        raise CheckpointError(
-            f"step {saved.step} in {job.workdir} does not tell its {sorted(missing)}, "
-            "as that of a run would: use another --workdir, and --config.init_from to "
-            "start from its params"
-        )
     earlier = config_lib.from_dict(saved.meta["config"])
     if earlier.objective != config.objective:
         raise ConfigError(
@@ -121,6 +113,7 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
       CheckpointError: what is to be started from is missing, or does not fit.
     """
     if saved is not None:
+        _check_is_of_a_run(saved, job)
         own = config_lib.from_dict(saved.meta["config"]).data
         job = _with_pixels(job, config_lib.mean_and_std(own))
         check_unchanged(saved, job)
@@ -133,6 +126,17 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
         _check_pixels(config, {"mean": own.mean, "std": own.std})
         pixels = own.mean, own.std
     return _with_pixels(job, pixels), state
+
+
+def _check_is_of_a_run(saved: Checkpoint, job: Job) -> None:
+    """Raises CheckpointError for a net that was saved by itself."""
+    missing = {"config", "class_names", "evaluated"} - set(saved.meta)
+    if missing:
+        raise CheckpointError(
+            f"step {saved.step} in {job.workdir} does not tell its {sorted(missing)}, "
+            "as that of a run would: use another --workdir, and --config.init_from to "
+            "start from its params"
+        )
 
 
 def _with_pixels(job: Job, pixels: tuple[tuple[float, ...], ...]) -> Job:
