@@ -87,11 +87,16 @@ def losses_of(net: Net, pixels: Any) -> dict[str, float]:
 
 
 def test_the_weights_pixels_go_through_the_whole_run(
-    config: config_lib.Config, weights: Net, tmp_path: pathlib.Path
+    config: config_lib.Config,
+    weights: Net,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = changed(config, init_from=weights.source)
     workdir = tmp_path / "run"
     trainer.train_and_evaluate(config, workdir)
+    said = "mean 0.485 0.458 0.4076, std 0.003922 0.003922 0.003922\n"
+    assert f"pixels of {weights.source}: {said}" in capsys.readouterr().err
 
     # With a learning rate of 0 the run's net is the weights, whose loss is known.
     losses = {r["split"]: r["loss"] for r in log.read_records(workdir)}

@@ -125,6 +125,8 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
         own = ModelCard.of_step(weights, config.init_from).preprocessing
         _check_pixels(config, {"mean": own.mean, "std": own.std})
         pixels = own.mean, own.std
+        told = f"mean {_rounded(own.mean)}, std {_rounded(own.std)}"
+        console.say(f"pixels of {config.init_from}: {told}")
     return _with_pixels(job, pixels), state
 
 
@@ -149,6 +151,10 @@ def _with_pixels(job: Job, pixels: tuple[tuple[float, ...], ...]) -> Job:
     data = dataclasses.replace(data, mean=mean, std=std)
     config = config_lib.check(dataclasses.replace(job.config, data=data))
     return dataclasses.replace(job, config=config)
+
+
+def _rounded(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _check_pixels(config: Config, theirs: dict[str, tuple[float, ...]]) -> None:
