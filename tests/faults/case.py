@@ -44,10 +44,6 @@ class Case:
             expect(codes == [0] * count, f"it ended by itself: {codes}")
             shutil.rmtree(self.workdir)
 
-    def begin_clock(self) -> None:
-        """The fault strikes now; a moment of its own choice."""
-        self._struck_at = time.monotonic()
-
     def finish(self, run: Run, seconds: float = 90) -> list[processes.Ended]:
         """Waits for the end of a run that was struck, and takes the time."""
         ended = run.finish(seconds)

@@ -24,6 +24,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> runs.Bench:
         "workdir gone",
         "one of two raises",
         "one of two stopped",
+        "data changed between",
+        "two starts at once",
     ],
 )
 def test_a_run_ends_at_the_same_bits_or_says_why_not(
