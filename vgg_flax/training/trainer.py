@@ -127,7 +127,7 @@ def _begin(
     checkpoints: checkpoint.Checkpoints,
     events: Events,
 ) -> tuple[Job, TrainState]:
-    """`resumption.first_state`; sets the position, writes `config.json`."""
+    """The job and its state to go on from; sets the position, writes `config.json`."""
     saved = checkpoints.read_newest(
         lambda step, why: events.write("damaged", step=step, reason=str(why))
     )
