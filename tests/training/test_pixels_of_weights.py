@@ -126,7 +126,8 @@ def test_a_run_of_before_keeps_the_pixels_that_it_had(
     explicit = changed(config, data__mean=IMAGENET[0], data__std=IMAGENET[1])
     job, state = resumption.first_state(Job.prepare(explicit, tmp_path), None)
     meta = {"config": dataclasses.asdict(explicit), "class_names": job.class_names}
-    saved = Checkpoint(1, to_leaves(state), {**meta, "data": job.fingerprints})
+    meta |= {"data": job.fingerprints, "evaluated": False}
+    saved = Checkpoint(1, to_leaves(state), meta)
     today = Job.prepare(changed(config, init_from=weights.source), tmp_path)
     job, _ = resumption.first_state(today, saved)
     assert (job.config.data.mean, job.config.data.std) == IMAGENET
