@@ -148,6 +148,33 @@ def test_a_signal_after_a_save_is_heard_though_orbax_asks_for_it_too(
     assert heard[0].startswith("heard SIGTERM at poll ")
 
 
+FIRST_ACTS = """
+import sys, time
+from vgg_flax.errors import VGGFlaxError
+from vgg_flax.parallel import distributed
+def refuse():
+    raise VGGFlaxError("held by another")
+distributed.initialize(sys.argv[1].partition("=")[2])
+distributed.by_first(lambda: time.sleep(40))  # no collective waits so long on CPUs
+distributed.wait_for_all("acted")
+try:
+    distributed.by_first(refuse)
+except VGGFlaxError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow  # it waits
+def test_what_the_first_process_does_may_take_long_and_fail() -> None:
+    with processes.killed_at_the_end(
+        processes.start_python([["-c", FIRST_ACTS]] * 2, devices=2)
+    ) as started:
+        ended = [processes.finish(process, 120) for process in started]
+    assert [one.code for one in ended] == [0, 0], ended
+    told = [one.out.splitlines()[-1] for one in ended]
+    assert told == ["held by another", "process 0 could not begin, and says why"]
+
+
 def assert_all_refuse(
     started: list[processes.Process], *parts: str, workdir: pathlib.Path
 ) -> list[processes.Ended]:

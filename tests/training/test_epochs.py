@@ -53,6 +53,34 @@ def config(bare_config: config_lib.Config, tmp_path: pathlib.Path) -> config_lib
     )
 
 
+def test_where_a_plan_ends_it_ends_at_every_later_start() -> None:
+    """Also after several sizes, at an end that floating point would round away."""
+    plan = Plan.of(sized(64, 10.0), 50_000)
+    plan = Plan.of(sized(48, 10.0), 50_000, 3497, plan.examples_at(3497))
+    assert plan.total_steps == 3497 + -(-(500_000 - 3497 * 64) // 48)
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        examples, epochs = (
+            int(random.integers(10, 60_000)),
+            float(random.integers(1, 9)),
+        )
+        step, plan = 0, Plan.of(sized(32, epochs), examples)
+        for size in random.integers(1, 300, 3).tolist():
+            step = int(random.integers(step, plan.total_steps + 1))
+            plan = Plan.of(sized(size, epochs), examples, step, plan.examples_at(step))
+            end = plan.total_steps
+            again = Plan.of(sized(size, epochs), examples, end, plan.examples_at(end))
+            assert again.total_steps == end
+            step = int(random.integers(step, end + 1))
+            later = Plan.of(sized(size, epochs), examples, step, plan.examples_at(step))
+            assert later.total_steps == end
+
+
+def sized(batch_size: int, epochs: float) -> config_lib.Config:
+    data = config_lib.DataConfig(batch_size=batch_size)
+    return config_lib.Config(data=data, num_epochs=epochs)
+
+
 def records(workdir: pathlib.Path, split: str) -> list[dict[str, Any]]:
     return [r for r in log.read_records(workdir) if r["split"] == split]
 

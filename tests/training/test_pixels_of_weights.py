@@ -18,6 +18,7 @@ from vgg_flax import errors
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.net import Net
 from vgg_flax.runs import checkpoint, log
+from vgg_flax.runs import leaves as leaves_lib
 from vgg_flax.runs.leaves import Checkpoint, to_leaves
 from vgg_flax.training import resumption, trainer
 from vgg_flax.training.job import Job
@@ -127,7 +128,8 @@ def test_a_run_of_before_keeps_the_pixels_that_it_had(
     job, state = resumption.first_state(Job.prepare(explicit, tmp_path), None)
     meta = {"config": dataclasses.asdict(explicit), "class_names": job.class_names}
     meta |= {"data": job.fingerprints, "evaluated": False}
-    saved = Checkpoint(1, to_leaves(state), meta)
+    leaves = to_leaves(state)
+    saved = Checkpoint(1, leaves, {**meta, "leaves": leaves_lib.describe(leaves)})
     today = Job.prepare(changed(config, init_from=weights.source), tmp_path)
     job, _ = resumption.first_state(today, saved)
     assert (job.config.data.mean, job.config.data.std) == IMAGENET

@@ -87,18 +87,19 @@ def blobs(folder: pathlib.Path, repo: str) -> list[pathlib.Path]:
 def test_what_is_no_weight_file_does_not_stay(
     hub: servers.Server, tmp_path: pathlib.Path
 ):
-    repos = ["o/page", "o/hash", "o/cut", "o/none", "o/good"]
+    repos = ["o/page", "o/sent", "o/hash", "o/cut", "o/none", "o/good"]
     put(hub, "o/page", PAGE, "page")
+    put(hub, "o/sent", PAGE, hashlib.sha256(PAGE).hexdigest())  # what was uploaded
     put(hub, "o/hash", CONTENT, "0" * 64)  # what the hub says that it has
     put(hub, "o/cut", CONTENT[:-1], "cut")
     put(hub, "o/good", CONTENT, SHA256)
-    page, wrong, cut, none, good, _ = read(hub, tmp_path, *repos)
-    assert "is a web page" in page
+    page, sent, wrong, cut, none, good, _ = read(hub, tmp_path, *repos)
+    assert "is a web page" in page and "is a web page" in sent
     assert SHA256 in wrong and "0" * 64 in wrong
     assert "damaged or incomplete" in cut
     assert "404" in none and "put it at" in none
     assert good == SHA256
-    assert [len(blobs(tmp_path, repo)) for repo in repos] == [0, 0, 0, 0, 1]
+    assert [len(blobs(tmp_path, repo)) for repo in repos] == [0, 0, 0, 0, 0, 1]
 
     for repo in repos[:-1]:
         put(hub, repo, CONTENT, SHA256)
@@ -109,7 +110,7 @@ def test_what_is_no_weight_file_does_not_stay(
     os.utime(good_blob.parent / "old.incomplete", (0, 0))
     hub.requests.clear()
     *digests, told = read(hub, tmp_path, *repos, "o/good")
-    assert digests == [SHA256] * 6
+    assert digests == [SHA256] * 7
     refused = [line for line in told.splitlines() if "refused" in line]
     assert len(refused) == 1 and "o--good" in refused[0]
     names = {path.name for path in good_blob.parent.iterdir()}

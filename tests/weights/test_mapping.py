@@ -566,6 +566,7 @@ def full_size_keras_shapes() -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("peer", ["vgg11_bn", "VGG16"])
 def test_golden_logits_of_the_peers(peer: str) -> None:
+    pixels = "caffe" if peer == "VGG16" else "torchvision"
     if peer == "VGG16":
         tensors = golden.keras_tensors(full_size_keras_shapes())
         tensors = {
@@ -573,7 +574,7 @@ def test_golden_logits_of_the_peers(peer: str) -> None:
         }
     else:
         tensors = golden.torchvision_tensors(full_size_shapes(peer))
-    weights = mapping.to_weights(tensors)
+    weights = mapping.to_weights(tensors, preprocessing=pixels)
     del tensors
     views = [
         weights.card.preprocessing.test_view(np.asarray(p)) for p in samples.pictures()

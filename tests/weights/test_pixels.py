@@ -15,7 +15,8 @@ from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VARIANTS
 from vgg_flax.weights import WeightsError
 from vgg_flax.weights.containers import formats
-from vgg_flax.weights.lineages import layouts, mapping
+from vgg_flax.weights.lineages import layouts, mapping, recognition
+from vgg_flax.weights.lineages import pixels as pixels_lib
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 AUTHORS_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
@@ -239,7 +240,7 @@ def test_the_authors_nets_are_known_rounded_and_fine_tuned(variant: str) -> None
         (keras2, ()),
         (keras3, ()),
         (caffe, ()),
-        (keras3, (64, 12, 11, 10)),
+        (keras3, (9 * 64, 12, 11, 10)),
         (keras2, (4 * 64, 12, 11, 1000)),
         (keras3, (49 * 64, 12, 11, 10)),
     ],
@@ -259,7 +260,67 @@ def test_nets_of_nobody_known_are_asked_about(
     assert (pixels.mean, pixels.std) == IMAGENET
 
 
+@pytest.mark.parametrize("named", [keras2, keras3, caffe, flaxmodels, torchvision])
+def test_a_head_that_is_not_finite_hides_no_authors(
+    named: Callable[..., Arrays],
+) -> None:
+    head = [np.full_like(array, np.nan) for array in dense(4 * 64, 12, 11, 10)]
+    arrays = convolutions(blue_first=True)
+    weights = mapping.to_weights(named(arrays, head), include_top=False)
+    assert weights.card.preprocessing == Preprocessing(*AUTHORS, 64, 64)
+    np.testing.assert_array_equal(
+        weights.variables["params"]["conv1_1"]["kernel"],
+        arrays[0][:, ::-1].transpose(2, 3, 1, 0),
+    )
+
+
+@pytest.mark.parametrize("named", [keras2, keras3, caffe])
+def test_a_head_of_the_published_sizes_or_none_at_all_tells_nothing(
+    named: Callable[..., Arrays],
+) -> None:
+    sizes = ((25088, 4096), (4096, 4096), (4096, 1000))
+    for value in (0.01, np.nan):
+        head = [
+            np.broadcast_to(np.float32(value), shape)
+            for size in sizes
+            for shape in (size, size[1:])
+        ]
+        arrays = named(convolutions(authors=False), head)
+        with pytest.raises(WeightsError) as caught:
+            pixels_lib.find(recognition.recognise(arrays), arrays)
+        assert QUESTION in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", ["caffe", "features"])
+@pytest.mark.parametrize("blue_first", [True, False])
+def test_the_kernels_tell_the_order_also_where_pixels_are_asked_for(
+    asked: str, blue_first: bool
+) -> None:
+    arrays = convolutions(blue_first=blue_first)
+    named = torchvision(arrays, [])
+    weights = mapping.to_weights(named, include_top=False, preprocessing=asked)
+    red_first = arrays[0][:, ::-1] if blue_first else arrays[0]
+    np.testing.assert_array_equal(
+        weights.variables["params"]["conv1_1"]["kernel"],
+        red_first.transpose(2, 3, 1, 0),
+    )
+
+
 # The size
+
+
+@pytest.mark.parametrize(
+    ("named", "authors"), [(keras2, True), (keras3, False), (torchvision, True)]
+)
+def test_a_head_that_may_be_pooled_is_asked_for_its_size(
+    named: Callable[..., Arrays], authors: bool
+) -> None:
+    """Three FC layers on 64 numbers: flattened at 32 pixels, or the mean of any map."""
+    arrays = named(convolutions(authors=authors), dense(64, 12, 11, 10))
+    with pytest.raises(WeightsError, match=r"say .*crop_size= and test_scale="):
+        mapping.to_weights(arrays)
+    told = mapping.to_weights(arrays, preprocessing="caffe", crop_size=32)
+    assert told.card.preprocessing == Preprocessing(*AUTHORS, 32, 32)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import collections
 import functools
 import hashlib
+import itertools
 import pathlib
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import clusters  # the only way to ask before initialising
+from jax._src import distributed as distributed_state
 from jax.experimental import multihost_utils
 
 from vgg_flax.errors import ConfigError, VGGFlaxError
@@ -18,6 +20,8 @@ from vgg_flax.errors import ConfigError, VGGFlaxError
 # A process that dies is noticed after so many seconds (JAX's own default: 100) and
 # the others end so many later (300).
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 30, 60
+_ACT_MILLISECONDS = 600_000  # that the others wait for the first
+_acts = itertools.count()
 
 
 def initialize(where: str) -> None:
@@ -103,22 +107,29 @@ def check_same(facts: dict[str, Any]) -> None:
 
 
 def by_first(act: Callable[[], None]) -> None:
-    """Lets the first process act while the others wait for it.
+    """Lets the first process act while the others wait for it, however long.
 
     Raises:
       VGGFlaxError: that of `act`; in the other processes, that it failed.
     """
-    error = None
+    if jax.process_count() == 1:
+        return act()
+    key = f"vgg_flax/by_first/{next(_acts)}"
     if jax.process_index() == 0:
         try:
             act()
-        except VGGFlaxError as reason:
-            error = reason
-    failed = error is not None
-    if jax.process_count() > 1:
-        failed = bool(multihost_utils.broadcast_one_to_all(np.array(failed)))
-    if failed:
-        raise error or VGGFlaxError("process 0 could not begin, and says why")
+        except VGGFlaxError:
+            coordinator().key_value_set(key, "failed")
+            raise
+        return coordinator().key_value_set(key, "done")
+    # By the coordinator: collectives on CPUs give up after 30 s.
+    if coordinator().blocking_key_value_get(key, _ACT_MILLISECONDS) != "done":
+        raise VGGFlaxError("process 0 could not begin, and says why")
+
+
+def coordinator() -> Any:
+    """JAX's store of keys and values that all processes see; None of one process."""
+    return distributed_state.global_state.client
 
 
 def wait_for_all(name: str) -> None:

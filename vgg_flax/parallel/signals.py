@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 import jax
-from jax._src import distributed as distributed_state  # has its key-value store
 from jax.experimental import multihost_utils
+
+from vgg_flax.parallel import distributed
 
 _LOOK_SECONDS = 0.5  # how often processes that go apart look for each other's signals
 
@@ -113,10 +114,10 @@ class SignalsApart(Signals):
 
     def _post(self, board: str, text: str) -> None:
         key = f"{self._folder}/{board}/{jax.process_index()}"
-        _coordinator().key_value_set(key, text, allow_overwrite=True)
+        distributed.coordinator().key_value_set(key, text, allow_overwrite=True)
 
     def _posted(self, board: str) -> list[tuple[str, str]]:
-        return _coordinator().key_value_dir_get(f"{self._folder}/{board}/")
+        return distributed.coordinator().key_value_dir_get(f"{self._folder}/{board}/")
 
 
 def _to_hear() -> list[signal.Signals]:
@@ -125,7 +126,3 @@ def _to_hear() -> list[signal.Signals]:
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     return numbers
-
-
-def _coordinator() -> Any:
-    return distributed_state.global_state.client

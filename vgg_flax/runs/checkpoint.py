@@ -171,7 +171,8 @@ class Checkpoints:
         if newest is None and damaged:
             raise CheckpointError(
                 f"all checkpoints in {self._folder} are damaged: steps {damaged}, now "
-                f"in {aside}; start anew in another --workdir, or remove that folder"
+                f"in {aside}; move them back if only reading failed, or start anew in "
+                "another --workdir"
             )
         return newest
 

@@ -86,8 +86,16 @@ class Events:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        if kind is not None and not isinstance(error, (Interrupted, LeaseError)):
+        if kind is None or isinstance(error, (Interrupted, LeaseError)):
+            return
+        try:
             self.write("error", type=kind.__name__, message=str(error)[:1000])
+        except LeaseError as lost:  # it must not hide what has happened first
+            console.say(str(lost))
+
+    def check(self) -> None:
+        """Raises LeaseError where the run's directory is another's by now."""
+        self._check()
 
     def write(self, event: str, **facts: Any) -> None:
         """Adds a line; a `step` among the facts counts instead of the position's.

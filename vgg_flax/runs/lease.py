@@ -97,13 +97,15 @@ class Lease:
             (content, _), now = self._look()
         if self._is_ours(now):
             return
-        said = f"{self._path} has gone, by which this process held {self._what}"
         if content:
-            said = (
+            raise LeaseError(
                 f"{self._what} was taken over by {_named(now)}: this process had not "
-                "been heard of for too long"
+                "been heard of for too long; it writes nothing more"
             )
-        raise LeaseError(f"{said}; what was saved is kept, and nothing more is written")
+        raise LeaseError(
+            f"{self._path} has gone, by which this process held {self._what}; bring "
+            "its folder back, or run the same command again, to go on"
+        )
 
     def _take(self) -> None:
         mine = Holder.here()

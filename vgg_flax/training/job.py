@@ -139,8 +139,8 @@ class Job:
         ]
         if plan.shift:
             lines.append(
-                f"steps so far were of other sizes: {plan.start_examples:,} examples, "
-                f"{plan.epoch_at(plan.start_step):.1f} epochs"
+                f"epochs go by the examples seen: step {plan.start_step:,} is epoch "
+                f"{plan.epoch_at(plan.start_step):.1f} of this split"
             )
         told: dict[str, list[str]] = {}  # slices of a folder have the same to tell
         for split in self.splits.values():

@@ -1,6 +1,7 @@
 """When a run does what: epochs by the examples seen, the rest in steps."""
 
 import dataclasses
+import fractions
 import math
 
 from vgg_flax.config import Config
@@ -42,8 +43,12 @@ class Plan:
         """The plan of `config` for a training split of `num_examples`."""
         size = config.data.batch_size
         steps_per_epoch = num_examples / size
-        shift = start_examples / size - start_step  # 0 if the batch size stayed
-        epochs_end = math.ceil(config.num_epochs * steps_per_epoch - shift)
+        if start_examples == start_step * size:  # the batch size stayed
+            epochs_end = math.ceil(config.num_epochs * steps_per_epoch)
+        else:  # exactly: the end is the same at every later start
+            epochs = fractions.Fraction(config.num_epochs).limit_denominator(10**6)
+            left = epochs * num_examples - start_examples
+            epochs_end = start_step + math.ceil(left / size)
         return cls(
             size,
             steps_per_epoch,

@@ -9,6 +9,7 @@ from vgg_flax import config as config_lib
 from vgg_flax import console
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError
+from vgg_flax.parallel import distributed
 from vgg_flax.runs import checkpoint
 from vgg_flax.runs.leaves import Checkpoint, CheckpointError, from_leaves, to_leaves
 from vgg_flax.training import state as state_lib
@@ -117,6 +118,7 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
         own = config_lib.from_dict(saved.meta["config"]).data
         job = _with_pixels(job, config_lib.mean_and_std(own))
         check_unchanged(saved, job)
+        _check_same_start(job, saved)
         return job, from_leaves(job.abstract_state, saved.leaves)
     config, pixels = job.config, config_lib.mean_and_std(job.config.data)
     weights = checkpoint.load(config.init_from) if config.init_from else None
@@ -127,7 +129,20 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
         pixels = own.mean, own.std
         told = f"mean {_rounded(own.mean)}, std {_rounded(own.std)}"
         console.say(f"pixels of {config.init_from}: {told}")
-    return _with_pixels(job, pixels), state
+    job = _with_pixels(job, pixels)
+    _check_same_start(job, weights)
+    return job, state
+
+
+def _check_same_start(job: Job, source: Checkpoint | None) -> None:
+    """Raises ConfigError where the processes would start from different things."""
+    distributed.check_same(
+        {
+            "what it starts from": source and (source.step, source.sha256),
+            "config.data.mean": job.config.data.mean,
+            "config.data.std": job.config.data.std,
+        }
+    )
 
 
 def _check_is_of_a_run(saved: Checkpoint, job: Job) -> None:

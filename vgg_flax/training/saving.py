@@ -51,6 +51,7 @@ class Saver:
           LeaseError: the workdir is another's by now.
         """
         self.check_still_there()
+        self._events.check()
         self.wait()
         # This sees, too, that the workdir is still ours.
         self._events.write("save_started", productive_seconds=productive_seconds)

@@ -66,8 +66,7 @@ def open_run(
     """
     goodput, position = Goodput(), Position()
     job = Job.prepare(config, workdir, objective)
-    if job.is_first:
-        directory.prepare(job.workdir, job.state_bytes)
+    distributed.by_first(lambda: directory.prepare(job.workdir, job.state_bytes))
     folder = checkpoint.folder_of(job.workdir)
     several = job.shard.processes > 1
     with (

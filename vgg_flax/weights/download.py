@@ -256,17 +256,21 @@ def _status(code: int) -> str:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Keeps the lines of requests, which hold tokens, out of a log of everything."""
-    log = logging.getLogger("urllib3.connectionpool")
+    """Keeps urllib3's lines, which hold tokens, out of every log; errors tell more."""
+    modules = ("connection", "connectionpool", "response", "util.retry")
+    logs = [logging.getLogger(f"urllib3.{module}") for module in modules]
 
-    def is_no_request(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.DEBUG
+    def is_none(record: logging.LogRecord) -> bool:
+        del record
+        return False
 
-    log.addFilter(is_no_request)
+    for log in logs:
+        log.addFilter(is_none)
     try:
         yield
     finally:
-        log.removeFilter(is_no_request)
+        for log in logs:
+            log.removeFilter(is_none)
 
 
 def reason(error: BaseException) -> str:

@@ -73,17 +73,18 @@ def _find(
     sha256: str | None,
     cache_dir: str | os.PathLike[str] | None,
 ) -> _Found:
-    name, cache = os.fspath(name_or_url), cache_lib.folder(cache_dir)
+    name = os.fspath(name_or_url)
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"sha256={sha256!r}; expected 64 hex digits")
     if "://" in name:
-        return _fetch_url(name, cache, sha256)
-    path, hub_name = pathlib.Path(name).expanduser(), _HUB_NAME.fullmatch(name)
-    hub_cache = cache / "hub" if cache_dir else None
+        return _fetch_url(name, cache_lib.folder(cache_dir), sha256)
+    path, hub_name = pathlib.Path(os.path.expanduser(name)), _HUB_NAME.fullmatch(name)
     if path.exists():
         if sha256 is not None:
             checksum.check(path, checksum.of_file(path), sha256)
         return _Found(path)
+    cache = cache_lib.folder(cache_dir)
+    hub_cache = cache / "hub" if cache_dir else None
     if _NET_NAME.fullmatch(name):
         repo = f"timm/{name}.tv_in1k"
         return _fetch_from_hub(repo, _HUB_FILE, cache, hub_cache, sha256)
@@ -143,19 +144,28 @@ def _fetch_from_hub(
         try:
             return read_cached(path)
         except WeightsError as error:
-            if hub.is_known(path):  # what the hub sent: it would send the same
+            if _is_as_sent(path):
                 raise
             refused = _tell_refused(error)
     try:
-        path = hub.fetched(repo, filename, hub_cache)
+        path = hub.fetched(repo, filename, hub_cache, replace=path is not None)
     except download.DownloadError as error:
         raise _not_fetched(refused, url, placed, error) from None
     try:
         return read_cached(path)
     except WeightsError:
-        if not hub.is_known(path):
+        if not _is_as_sent(path):
             hub.remove(path)
         raise
+
+
+def _is_as_sent(path: pathlib.Path) -> bool:
+    """Whether the hub would send the same weights again: they are not those wanted."""
+    try:
+        formats.read(path)
+    except WeightsError:
+        return False
+    return hub.is_known(path)
 
 
 def _fetch_url(url: str, cache: pathlib.Path, sha256: str | None) -> _Found:
@@ -179,9 +189,9 @@ def _split(url: str) -> urllib.parse.SplitResult:
     except ValueError as error:
         what = "quote '/', '?', '#' before its '@'" if "@" in url else error
         raise WeightsError(f"{urls.shown(url)}: no URL: {what}") from None
-    names = _names(parts)
+    names, host = _names(parts), parts.netloc.rpartition("@")[2]
     is_odd = any(
-        name == ".." or re.search(r"[\\\0]", name) for name in (parts.netloc, *names)
+        name in (".", "..") or re.search(r"[\\\0]", name) for name in (host, *names)
     )
     is_remote = parts.scheme == "https" and parts.hostname
     if not (is_remote or parts.scheme == "file") or not names or is_odd:

@@ -28,14 +28,18 @@ def cached(
     return pathlib.Path(path) if isinstance(path, str) else None
 
 
-def fetched(repo: str, filename: str, cache_dir: pathlib.Path | None) -> pathlib.Path:
+def fetched(
+    repo: str, filename: str, cache_dir: pathlib.Path | None, *, replace: bool = False
+) -> pathlib.Path:
     """A file in the hub's cache, downloaded now; the hub is asked once.
+
+    Unless `replace`, what another process has downloaded meanwhile is not again.
 
     Raises:
       DownloadError: it did not come, is too large, or too slow.
     """
     limits, stop = download.Limits.from_environment(), threading.Event()
-    ask = functools.partial(_ask, repo, filename, cache_dir, limits, stop)
+    ask = functools.partial(_ask, repo, filename, cache_dir, limits, stop, replace)
     try:
         *_, answer = download.within(limits, ask)
     finally:
@@ -51,6 +55,7 @@ def _ask(
     cache_dir: pathlib.Path | None,
     limits: download.Limits,
     stop: threading.Event,
+    replace: bool,
 ) -> Generator[Any, None, None]:
     """First whether there is such a file, and then its path."""
     import huggingface_hub
@@ -70,7 +75,7 @@ def _ask(
         about = ask(dry_run=True)
         limits.check_size(about.file_size)
         yield about
-        yield ask()
+        yield ask(force_download=replace)
     # HTTPError is the HTTP library's, which differs between versions of the hub's.
     except (
         OSError,

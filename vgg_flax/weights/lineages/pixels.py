@@ -30,8 +30,6 @@ _AUTHORS = {
         *(0.3412, 0.3942),
     ),
 }
-# The weights of the published FC layers: fc6 on 7x7x512, fc7, fc8 of 1000 classes.
-_PUBLISHED_HEAD = [25088 * 4096, 4096 * 4096, 4096 * 1000]
 
 
 def find(
@@ -71,6 +69,9 @@ def find(
     unknown, missing = [], []
     if preprocessing is not None:
         pixels = layouts.PIXELS[preprocessing]
+        authors = _of_authors(match, tensors)
+        if authors is not None and preprocessing in ("caffe", "features"):
+            pixels = dataclasses.replace(pixels, bgr=authors.bgr)  # the kernels tell
     else:
         pixels = _of_published(match, tensors, sha256) or _of_names(match, tensors)
     if isinstance(pixels, str):
@@ -94,20 +95,24 @@ def find(
 
 def _of_published(match: Match, tensors: Tensors, sha256: str) -> Pixels | None:
     """Those of a published net that is known by its numbers, whatever it is called."""
-    if recognition.top_is_nan(match, tensors):  # torchvision's features-only VGG16
-        return layouts.PIXELS["features"]
     if sha256[:8] in _KNOWN_FILES:
         return layouts.PIXELS[_KNOWN_FILES[sha256[:8]]]
-    return _of_authors(match, tensors)
+    authors = _of_authors(match, tensors)
+    is_torchvisions = match.layout.name == "torchvision" and not (
+        authors is not None and authors.bgr
+    )
+    if is_torchvisions and recognition.top_is_nan(match, tensors):
+        return layouts.PIXELS["features"]  # torchvision's features-only VGG16
+    return authors
 
 
 def _of_names(match: Match, tensors: Tensors) -> Pixels | str:
     """The lineage's; or why they are not told by its names."""
     layout = match.layout
-    if not layout.names_tell and not _has_published_head(match, tensors):
+    if not layout.names_tell:
         return (
-            f"the names of {layout.name} do not tell the pixels, and neither conv1_1 "
-            "nor the FC layers are those of a published net"
+            f"the names of {layout.name} do not tell the pixels, and conv1_1 is not "
+            "that of a published net"
         )
     return _unnormalised(match, tensors) or layouts.PIXELS[layout.pixels]
 
@@ -146,14 +151,6 @@ def _of_authors(match: Match, tensors: Tensors) -> Pixels | None:
     return dataclasses.replace(caffe, bgr=abs(first - blue) < abs(first - red))
 
 
-def _has_published_head(match: Match, tensors: Tensors) -> bool:
-    """Whether the FC layers are of the published nets' sizes, of which two exist."""
-    kernels = [s for s in recognition.top_slots(match) if s.leaf == "kernel"]
-    there = [match.names[s.foreign] for s in kernels if s.foreign in match.names]
-    sizes = [tensors[name].size for name in there]
-    return match.variant in _AUTHORS and sizes == _PUBLISHED_HEAD
-
-
 def _trained_side(match: Match, tensors: Tensors, pixels: Pixels) -> int | None:
     """The side of the images whose last map is fc6's window; None: not told.
 
@@ -170,6 +167,10 @@ def _trained_side(match: Match, tensors: Tensors, pixels: Pixels) -> int | None:
     except ValueError:
         return None
     height, width = kernel.shape[:2]
+    if height == 1 and not (
+        layout.names_tell and _of_authors(match, tensors) is None
+    ):  # fine-tuned in Keras: as often after global pooling as at 32 pixels
+        return None
     return 32 * height if height == width else None  # five pools
 
 

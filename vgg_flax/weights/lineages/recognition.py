@@ -100,9 +100,13 @@ def top_slots(match: Match) -> list[Slot]:
 def top_is_nan(match: Match, tensors: Tensors) -> bool:
     """Whether the FC layers are there and all NaN: a features-only file."""
     tops = [
-        match.names[s.foreign] for s in top_slots(match) if s.foreign in match.names
+        tensors[match.names[slot.foreign]]
+        for slot in top_slots(match)
+        if slot.foreign in match.names
     ]
-    return bool(tops) and all(np.isnan(tensors[name]).all() for name in tops)
+    # The smallest first: a bias that is none ends it, and fc6 has 100 million weights.
+    tops.sort(key=np.size)
+    return bool(tops) and all(np.isnan(array).all() for array in tops)
 
 
 def _window(layout: Layout, array: np.ndarray) -> int:
