@@ -74,7 +74,10 @@ def _parse() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of all that is random")
     add("--jobs", type=int, default=2, help="faults at a time")
     add("--workdir", type=pathlib.Path, help="a new folder; default: a temporary one")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if unknown := set(arguments.faults) - set(faults.FAULTS):
+        parser.error(f"no such fault: {sorted(unknown)}; known: {[*faults.FAULTS]}")
+    return arguments
 
 
 def _counts(arguments: argparse.Namespace) -> dict[str, int]:
