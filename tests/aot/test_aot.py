@@ -8,7 +8,9 @@ import sys
 import types
 from typing import Any
 
+import jax
 import pytest
+from conftest import changed
 
 from vgg_flax import config as config_lib
 from vgg_flax import model
@@ -161,6 +163,15 @@ def test_bad_input(recipe: str, more: list[str], said: str) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert said in done.stderr.splitlines()[-1]
+
+
+def test_a_step_takes_as_many_channels_as_the_net_also_where_weights_tell_the_pixels(
+    bare_config: config_lib.Config,
+) -> None:
+    config = changed(bare_config, init_from="run", data__mean=None, data__std=None)
+    assert config.model.in_channels == 1
+    program = program_lib.compile_program("train", config, jax.devices()[:2], 2)
+    assert program.per_chip_batch == 2
 
 
 def test_the_largest_batch_is_found() -> None:

@@ -695,14 +695,19 @@ def in_the_middle(root: pathlib.Path, act: Callable[[], object]) -> None:
     threading.Thread(target=serve, daemon=True).start()
 
 
+@pytest.fixture
+def data(digits: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The digits, to be changed."""
+    return shutil.copytree(digits, tmp_path / "data")
+
+
 def test_predictions_that_cannot_be_written_lose_nothing(
     run_directory: pathlib.Path,
-    digits: pathlib.Path,
+    data: pathlib.Path,
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(digits, data)
+    out = tmp_path / "out"
     in_the_middle(data, (tmp_path / "out.csv").mkdir)
     assert cli.main(command(run_directory, data, out)) == 1
     errors = capsys.readouterr().err
@@ -720,12 +725,11 @@ def test_predictions_that_cannot_be_written_lose_nothing(
 def test_images_that_vanish_with_their_folder_are_no_bad_images(
     flags: list[str],
     run_directory: pathlib.Path,
-    digits: pathlib.Path,
+    data: pathlib.Path,
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(digits, data)
+    out = tmp_path / "out"
     in_the_middle(data, lambda: data.rename(tmp_path / "away"))
     assert cli.main(command(run_directory, data, out, *flags)) == 1
     errors = capsys.readouterr().err

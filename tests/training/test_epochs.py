@@ -149,6 +149,17 @@ def test_a_complete_run_stays_complete_with_another_batch_size(
         assert trainer.train_and_evaluate(again, tmp_path / "run")["step"] == 2
 
 
+def test_a_run_past_the_end_that_is_asked_for_says_so(
+    config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    job = Job.prepare(changed(config, num_epochs=0.4), tmp_path)
+    assert not [line for line in job.introduction(0) if "asks for" in line]
+    late = job.resumed(7, 7 * 8)
+    assert late.plan.total_steps == 7
+    told = "asks for 2 steps, and the run is at step 7: nothing more is trained"
+    assert [line for line in late.introduction(7) if told in line]
+
+
 def test_a_split_that_grew_is_gone_on_with_in_the_same_epoch(
     config: config_lib.Config,
     tmp_path: pathlib.Path,

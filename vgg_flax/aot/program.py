@@ -193,6 +193,9 @@ def _check_batch(
     """The checked config with the batch asked for, and a chip's part of it."""
     field = "batch_size" if name == "train" else "eval_batch_size"
     data = config.data
+    if config.init_from:  # whose pixels are not read here, and any make this program
+        some = (0.5,) * config.model.in_channels
+        data = dataclasses.replace(data, mean=data.mean or some, std=data.std or some)
     if per_chip_batch is not None:
         data = dataclasses.replace(data, **{field: per_chip_batch * chips})
     config = config_lib.check(dataclasses.replace(config, data=data))

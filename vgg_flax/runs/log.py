@@ -44,7 +44,7 @@ class Log:
         """Opens the files, without the records of a killed run that come again.
 
         Those are all after the step where it starts, and that step's own validation,
-        if it was not made when the step was saved. Before a file is written `check` is
+        if it was not made when the step was saved. Before more is written `check` is
         called: `Lease.check`.
         """
         self._workdir, self._metrics, self._active = workdir, metrics, active

@@ -142,6 +142,11 @@ class Job:
                 f"epochs go by the examples seen: step {plan.start_step:,} is epoch "
                 f"{plan.epoch_at(plan.start_step):.1f} of this split"
             )
+        if plan.asked_steps < plan.start_step:
+            lines.append(
+                f"the config asks for {plan.asked_steps:,} steps, and the run is at "
+                f"step {plan.start_step:,}: nothing more is trained"
+            )
         told: dict[str, list[str]] = {}  # slices of a folder have the same to tell
         for split in self.splits.values():
             for remark in split.remarks:

@@ -17,7 +17,8 @@ class Plan:
     Attributes:
       batch_size: examples a step, from this start on.
       steps_per_epoch: of this batch size; need not be whole.
-      total_steps: the run's last step.
+      total_steps: the run's last step; not before `start_step`.
+      asked_steps: what the config asks for, which may lie behind.
       steps_per_eval: of this batch size, from one validation to the next.
       checkpoint_every_steps: from one checkpoint to the next, validated or not.
       start_step: updates made when this start began.
@@ -27,6 +28,7 @@ class Plan:
     batch_size: int
     steps_per_epoch: float
     total_steps: int
+    asked_steps: int
     steps_per_eval: float
     checkpoint_every_steps: int
     start_step: int = 0
@@ -49,10 +51,12 @@ class Plan:
             epochs = fractions.Fraction(config.num_epochs).limit_denominator(10**6)
             left = epochs * num_examples - start_examples
             epochs_end = start_step + math.ceil(left / size)
+        asked_steps = config.num_steps or epochs_end
         return cls(
             size,
             steps_per_epoch,
-            max(start_step, config.num_steps or epochs_end),
+            max(start_step, asked_steps),
+            asked_steps,
             config.eval_every_epochs * steps_per_epoch,
             config.checkpoint_every_steps,
             start_step,

@@ -94,7 +94,7 @@ def _bar(limits: download.Limits, stop: threading.Event) -> Any:
     """The hub's progress bar, which is told of each piece before it is written."""
     from huggingface_hub import utils
 
-    class Bar(utils.tqdm):  # type: ignore[misc]
+    class Bar(utils.tqdm):
         """Ends a download that is too large, or that nobody waits for any more."""
 
         received = 0
