@@ -44,6 +44,41 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+# Compiles the gradient of two convolutions for a TPU, ours and XLA's: one program,
+# up to the names of what it computes and the lines that they come from.
+SAME_PROGRAM = """
+import re, sys
+import jax, jax.numpy as jnp
+from vgg_flax.aot import program
+from vgg_flax.model import convolution
+
+chip = jax.sharding.SingleDeviceSharding(program.devices_of("v5e:2x2")[0])
+
+def plain(x, kernel, padding):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+def text(convolve):
+    def loss(kernels, x):
+        x = jax.nn.relu(convolve(x, kernels[0], "SAME"))
+        return jnp.square(convolve(x, kernels[1], "VALID")).sum()
+
+    shapes = (3, 3, 16, 32), (3, 3, 32, 32), (8, 16, 16, 16)
+    *kernels, x = (
+        jax.ShapeDtypeStruct(shape, sys.argv[1], sharding=chip) for shape in shapes)
+    step = jax.jit(jax.value_and_grad(loss)).lower(kernels, x)
+    body = step.compile().as_text()
+    body = body[body.index(chr(10) + "%"):]  # after the tables of files and lines
+    names = {}
+    body = re.sub(r", metadata=\\{[^}]*\\}|stack_frame_id=\\d+", "", body)
+    return re.sub(
+        r"%[\\w.-]+", lambda name: names.setdefault(name[0], f"%{len(names)}"), body)
+
+assert "convolution(" in text(plain)
+assert text(convolution.convolve) == text(plain)
+"""
+
+
 @pytest.fixture
 def recipe(tmp_path: pathlib.Path) -> str:
     path = tmp_path / "tiny.py"
@@ -60,6 +95,20 @@ def compiled(recipe: str, output: pathlib.Path, *more: str) -> dict[str, Any]:
     told = json.loads(output.read_text())
     assert f"{told['flops']['image'] / 1e9:,.1f} GFLOP an image" in done.stdout
     return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_convolutions_for_cpus_leave_a_tpus_program_as_it_is(dtype: str) -> None:
+    pytest.importorskip("libtpu")
+    done = subprocess.run(
+        [sys.executable, "-c", SAME_PROGRAM, dtype],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
