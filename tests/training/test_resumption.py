@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import PIL.Image
 import pytest
-from conftest import changed
+from conftest import changed, tiny
 
 from tests import samples
 from vgg_flax import config as config_lib
@@ -15,27 +15,50 @@ from vgg_flax import errors
 from vgg_flax.training import trainer
 
 
-@pytest.fixture
-def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    """train/ and test/ with eight digits in each of classes a to d."""
+@pytest.fixture(scope="module")
+def made(
+    shallow: None, digits_dir: str, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """data/train and data/test with eight digits in each of classes a to d, and run/.
+
+    The run has made one step on them.
+    """
+    folder = tmp_path_factory.mktemp("made")
     images, labels = samples.digits()
     for label in range(4):
         pixels = (images[labels == label][:16] * (255 / 16)).astype("uint8")
         for i, image in enumerate(pixels):
-            folder = tmp_path / "data" / ("train", "test")[i % 2] / "abcd"[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            PIL.Image.fromarray(image).save(folder / f"{i:02}.png")
-    return tmp_path / "data"
+            place = folder / "data" / ("train", "test")[i % 2] / "abcd"[label]
+            place.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(image).save(place / f"{i:02}.png")
+    trainer.train_and_evaluate(one_step(tiny(digits_dir), folder), folder / "run")
+    return folder
 
 
 @pytest.fixture
-def config(bare_config: config_lib.Config, root: pathlib.Path) -> config_lib.Config:
-    """One step on them."""
+def folder(made: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The same, to be changed; a run may find its data in another place."""
+    return shutil.copytree(made, tmp_path / "made")
+
+
+@pytest.fixture
+def root(folder: pathlib.Path) -> pathlib.Path:
+    return folder / "data"
+
+
+@pytest.fixture
+def config(bare_config: config_lib.Config, folder: pathlib.Path) -> config_lib.Config:
+    return one_step(bare_config, folder)
+
+
+def one_step(config: config_lib.Config, folder: pathlib.Path) -> config_lib.Config:
     return changed(
-        bare_config,
+        config,
+        model__variant="vgg8",
+        model__head="gap",
         model__num_classes=4,
         data__name="folder",
-        data__data_dir=str(root),
+        data__data_dir=str(folder / "data"),
         data__train_split="train",
         data__validation_split="",
         data__batch_size=8,
@@ -85,10 +108,9 @@ def test_other_data_stop_a_resume_and_are_listed(
     said: str,
     config: config_lib.Config,
     root: pathlib.Path,
-    tmp_path: pathlib.Path,
+    folder: pathlib.Path,
 ) -> None:
-    workdir = tmp_path / "run"
-    trainer.train_and_evaluate(config, workdir)
+    workdir = folder / "run"
     change(root)
     with pytest.raises(errors.ConfigError, match="step 1 with other") as caught:
         trainer.train_and_evaluate(config, workdir)
@@ -98,23 +120,21 @@ def test_other_data_stop_a_resume_and_are_listed(
 
 
 def test_changed_data_become_the_runs_own(
-    config: config_lib.Config, root: pathlib.Path, tmp_path: pathlib.Path
+    config: config_lib.Config, root: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    trainer.train_and_evaluate(config, tmp_path / "run")
     rename_a_class(root)
     longer = changed(config, num_steps=2, resume_with_changes=True)
-    assert trainer.train_and_evaluate(longer, tmp_path / "run")["step"] == 2
+    assert trainer.train_and_evaluate(longer, folder / "run")["step"] == 2
     same = changed(longer, resume_with_changes=False)
-    assert trainer.train_and_evaluate(same, tmp_path / "run")["step"] == 2
+    assert trainer.train_and_evaluate(same, folder / "run")["step"] == 2
 
 
 def test_a_folder_may_be_moved(
-    config: config_lib.Config, root: pathlib.Path, tmp_path: pathlib.Path
+    config: config_lib.Config, root: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    trainer.train_and_evaluate(config, tmp_path / "run")
-    shutil.move(root, tmp_path / "elsewhere")
-    moved = changed(config, data__data_dir=str(tmp_path / "elsewhere"))
-    assert trainer.train_and_evaluate(moved, tmp_path / "run")["step"] == 1
+    shutil.move(root, folder / "elsewhere")
+    moved = changed(config, data__data_dir=str(folder / "elsewhere"))
+    assert trainer.train_and_evaluate(moved, folder / "run")["step"] == 1
 
 
 def test_a_class_that_a_split_lacks_is_told_and_the_rest_is_tested(
