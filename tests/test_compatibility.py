@@ -10,6 +10,7 @@ import pytest
 
 import vgg_flax
 from tests import processes
+from vgg_flax import cli
 
 FILES = pathlib.Path(__file__).parent / "files" / "earlier"  # its README tells of it
 ROOT = next(p for p in FILES.parents if (p / "train.py").is_file())
@@ -61,6 +62,7 @@ def test_an_earlier_run_is_loaded_with_its_logits(step: str) -> None:
     assert net.class_names == tuple("0123456789")
 
 
+@pytest.mark.slow  # its programs are no other test's
 def test_an_earlier_run_resumes_and_ends_as_it_would_have(
     digits_dir: str, tmp_path: pathlib.Path
 ) -> None:
@@ -89,14 +91,18 @@ def test_an_earlier_run_resumes_and_ends_as_it_would_have(
     assert [*told[:2], told[-1]] == ["start", "resumed", "complete"]
 
 
-def test_an_earlier_journals_lines_are_computed_again(tmp_path: pathlib.Path) -> None:
+def test_an_earlier_journals_lines_are_computed_again(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """They have no checksum; one of them is given another nll, which must not count."""
     shutil.copytree(FILES / "run", tmp_path / "run")
     shutil.copytree(FILES / "journal" / "images", tmp_path / "images")
     output = tmp_path / "result.json"
-    command = ["-m", "vgg_flax", "evaluate", "run", "--data=images"]
-    command += [f"--output={output.name}", "--batch-size=1"]
-    python(tmp_path, *command)
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "run", "--data=images", f"--output={output.name}"]
+    assert cli.main(command) == 0
     whole = json.loads(output.read_text())
     output.unlink()
 
@@ -109,7 +115,8 @@ def test_an_earlier_journals_lines_are_computed_again(tmp_path: pathlib.Path) ->
     kept[0]["experiments"][0]["nll"] = 7.0
     journal.write_text("".join(json.dumps(line) + "\n" for line in kept))
     told = f"{len(kept)} lines are damaged, or of an earlier version; their images are"
-    assert told in python(tmp_path, *command).err
+    assert cli.main(command) == 0
+    assert told in capsys.readouterr().err
     continued = json.loads(output.read_text())
     assert not journal.exists()
 
