@@ -1,6 +1,7 @@
 """Imports point strictly down the floors, and heavy packages stay where they belong."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -81,8 +82,13 @@ def name_of(path: pathlib.Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
-def imports() -> Iterator[tuple[str, str]]:
+@functools.cache
+def imports() -> tuple[tuple[str, str], ...]:
     """(file, imported dotted name), of all imports, those in functions too."""
+    return tuple(_imports())
+
+
+def _imports() -> Iterator[tuple[str, str]]:
     for path in PACKAGE.rglob("*.py"):
         file = name_of(path)
         for node in ast.walk(ast.parse(path.read_text())):
