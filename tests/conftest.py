@@ -29,7 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nets import shapes
 
+from tests.shallow import NETS
 from vgg_flax import config as config_lib
 from vgg_flax import model
 from vgg_flax import net as net_lib
@@ -108,8 +110,7 @@ def bare_config(shallow: None, tiny_config: config_lib.Config) -> config_lib.Con
 def shallow() -> Iterator[None]:
     """`vgg8` and `vgg8_bn`: one convolution a stage; Table 1 has no shorter than 8."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, batch_norm in (("vgg8", False), ("vgg8_bn", True)):
-            net = model.Variant(((3,),) * 5, batch_norm=batch_norm)
+        for name, net in NETS.items():
             patch.setitem(model.VARIANTS, name, net)
         yield
 
@@ -164,8 +165,6 @@ def random_net(variant: str, **fields: Any) -> net_lib.Net:
     small = {"num_classes": 10, "width_multiplier": 1 / 16, "fc_widths": (16, 16)}
     module = model.VGG(variant, **{**small, "fc6_window": 1, **fields})
     side, channels = module.smallest_image, module.in_channels
-    images = np.zeros((1, side, side, channels), module.param_dtype)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     random = np.random.default_rng(0)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -186,7 +185,7 @@ def random_net(variant: str, **fields: Any) -> net_lib.Net:
         source="random.safetensors",
         sha256="0" * 64,
     )
-    return net_lib.Net(jax.tree_util.tree_map_with_path(draw, shapes), card)
+    return net_lib.Net(jax.tree_util.tree_map_with_path(draw, shapes(module)), card)
 
 
 def save_run(net: net_lib.Net, workdir: pathlib.Path) -> pathlib.Path:

@@ -1,5 +1,6 @@
-"""Small nets for the tests of protocols, and their logits."""
+"""Small nets for the tests of protocols, and their logits; the shapes of any net."""
 
+import functools
 from typing import Any
 
 import jax
@@ -16,8 +17,23 @@ PIXELS = preprocessing.Preprocessing(
 )
 
 
-def tiny_net(variant: str = "vgg11", seed: int = 0, **fields: Any) -> Net:
-    """A net of 32 pixels, with BatchNorm statistics and biases that are not trivial."""
+def shapes(net: model.VGG) -> Any:
+    """Of the variables of `net`. Flax takes half a second to tell them, once each."""
+    return _traced(net, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _traced(net: model.VGG, x64: bool) -> Any:
+    side = net.smallest_image
+    images = np.zeros((1, side, side, net.in_channels), net.param_dtype)
+    return jax.eval_shape(net.init, jax.random.key(0), images)
+
+
+def tiny_net(variant: str = "vgg8", seed: int = 0, **fields: Any) -> Net:
+    """A net of 32 pixels, with BatchNorm statistics and biases that are not trivial.
+
+    The default is of the fixture `shallow`.
+    """
     settings: dict[str, Any] = {
         "num_classes": 10,
         "width_multiplier": 1 / 16,
@@ -25,9 +41,7 @@ def tiny_net(variant: str = "vgg11", seed: int = 0, **fields: Any) -> Net:
         "fc6_window": 1,
     }
     net = model.VGG(variant, **{**settings, **fields})
-    side = net.smallest_image
     # Shapes from flax, numbers from NumPy: to compile the initializers takes seconds.
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(
         lambda x: jnp.asarray(
@@ -36,7 +50,7 @@ def tiny_net(variant: str = "vgg11", seed: int = 0, **fields: Any) -> Net:
             else rng.uniform(0.5, 1.5, x.shape),
             net.param_dtype,
         ),
-        shapes,
+        shapes(net),
     )
     card = ModelCard(
         model=net,

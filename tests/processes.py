@@ -121,11 +121,15 @@ def wait_for(
 
 
 def write_recipe(recipe: config_lib.Config, path: pathlib.Path) -> str:
-    """Writes `recipe` as a file for `--config`; returns that argument."""
+    """Writes `recipe` as a file for `--config`; returns that argument.
+
+    The process knows tests/shallow.py's nets, too.
+    """
     values = config_lib.to_json(recipe)
     path.write_text(
-        "import json\nfrom vgg_flax import config\n\n\n"
-        f"def get_config():\n    return config.from_dict(json.loads({values!r}))\n"
+        "import json\nfrom tests import shallow\nfrom vgg_flax import config, model\n"
+        "\n\ndef get_config():\n    model.VARIANTS.update(shallow.NETS)\n"
+        f"    return config.from_dict(json.loads({values!r}))\n"
     )
     return f"--config={path}"
 

@@ -40,6 +40,8 @@ from vgg_flax.evaluation.protocols import Protocol
 from vgg_flax.images import preprocessing
 from vgg_flax.net import Net
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 ROOT = pathlib.Path(__file__).parents[2]
 CENTER = Experiment("center", ((0, Protocol("center", (40,))),))
 
@@ -159,9 +161,9 @@ def test_the_result_says_what_was_computed(photos: str, tmp_path: pathlib.Path) 
     (entry,) = result["experiments"][0]["entries"]
     assert entry == {"net": 0, "protocol": "dense", "scales": [40, 64], "flip": True}
     (described,) = result["nets"]
-    assert described["source"] == "vgg11-0"
+    assert described["source"] == "vgg8-0"
     assert described["sha256"] == "0" * 64
-    assert described["variant"] == "vgg11"
+    assert described["variant"] == "vgg8"
     assert described["dtype"] == "bfloat16"
     assert described["adaptive_pool"] is True
     assert described["preprocessing"]["crop_size"] == 32
@@ -613,6 +615,7 @@ def test_processes_with_other_images_are_told(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # two processes that refuse together are above
 def test_an_output_that_processes_do_not_share_is_told_before_any_work(
     run_directory: pathlib.Path, digits: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -18,6 +18,8 @@ from vgg_flax.evaluation.protocols import Protocol, Views
 from vgg_flax.model import layers
 from vgg_flax.net import Net
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 CENTER, DENSE = Views("center", 32, False), Views("dense", 32, False)
 
 
@@ -80,7 +82,7 @@ def test_protocols_are_the_views_they_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "window"), [("vgg11", 1), ("vgg16_1x1_bn", 2), ("vgg11_lrn", 1)]
+    ("variant", "window"), [("vgg8", 1), ("vgg16_1x1_bn", 2), ("vgg11_lrn", 1)]
 )
 def test_padding_changes_nothing(float64: None, variant: str, window: int) -> None:
     net = tiny_net(variant, dtype="float64", fc6_window=window)
@@ -96,7 +98,7 @@ def test_padding_changes_nothing(float64: None, variant: str, window: int) -> No
 
 @pytest.mark.parametrize(("pooling", "head"), [("average", "fc"), ("max", "gap")])
 def test_padding_changes_nothing_in_float32(pooling: str, head: str) -> None:
-    net = tiny_net("vgg13_bn", pooling=pooling, head=head)
+    net = tiny_net("vgg8_bn", pooling=pooling, head=head)
     images = np.random.default_rng(2).normal(size=(1, 75, 64, 3)).astype(np.float32)
     padded = np.pad(images, ((0, 0), (0, 21), (0, 64), (0, 0)))
     apply = jax.jit(net.model.apply)
@@ -106,7 +108,7 @@ def test_padding_changes_nothing_in_float32(pooling: str, head: str) -> None:
 
 
 def test_dense_in_a_bucket_is_dense_without(photo: np.ndarray) -> None:
-    net = tiny_net("vgg11_bn")
+    net = tiny_net("vgg8_bn")
     found = posterior(net, photo, Protocol("dense", (70,)))
     image = PIXELS.rescale(photo, 70)
     assert image.shape == (70, 104, 3)
@@ -171,19 +173,18 @@ def test_multicrop_is_the_mean_of_fifty_softmaxes(photo: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_batches_of_any_size_give_the_same(photo: np.ndarray, batch_size: int) -> None:
+def test_batches_of_any_size_give_the_same(photo: np.ndarray) -> None:
     protocol = Protocol("both", (40, 64), flip=True)
     expected = posterior(tiny_net(), photo, protocol, batch_size=16)
-    found = posterior(tiny_net(), photo, protocol, batch_size=batch_size)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    for batch_size in (1, 7, 64):
+        found = posterior(tiny_net(), photo, protocol, batch_size=batch_size)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_every_image_comes_once_whatever_its_shape() -> None:
     rng = np.random.default_rng(0)
-    shapes = [(32, 32 + 7 * i) for i in range(12)] + [
-        (32 + 7 * i, 32) for i in range(9)
-    ]
+    shapes = [(32, 32 + 7 * i) for i in range(6)]
+    shapes += [(32 + 7 * i, 32) for i in range(5)]
     images = [rng.integers(0, 255, (*shape, 3), np.uint8) for shape in shapes]
     cell = (0, Views("dense", 32, True))
     run = posteriors.Posteriors([tiny_net()], posteriors.Settings(batch_size=8))
@@ -193,13 +194,13 @@ def test_every_image_comes_once_whatever_its_shape() -> None:
             for i, image in enumerate(images)
         )
     )
-    assert sorted(found) == list(range(21))
+    assert sorted(found) == list(range(11))
     net = tiny_net()
-    for i in (3, 11, 20):
+    for i in (3, 5, 10):
         pair = np.stack([images[i], images[i][:, ::-1]])
         expected = jax.nn.softmax(logits(net, pair)).mean(axis=0)
         np.testing.assert_allclose(np.exp(found[i][cell]), expected, atol=1e-6)
-    assert len(run.shapes) == 6  # 32 x 32, 64, 96, 128; 64 x 32, 96 x 32
+    assert len(run.shapes) == 4  # 32 x 32, 64, 96; 64 x 32
 
 
 def test_the_number_of_shapes_is_bounded() -> None:
@@ -244,7 +245,7 @@ def test_nets_see_their_own_pixels(photo: np.ndarray) -> None:
 def test_a_net_of_nan_is_named(photo: np.ndarray) -> None:
     net = tiny_net()
     broken = net.replace(variables=jax.tree.map(lambda x: x * np.nan, net.variables))
-    with pytest.raises(posteriors.NotFiniteError, match=r"vgg11-0 .*photo"):
+    with pytest.raises(posteriors.NotFiniteError, match=r"vgg8-0 .*photo"):
         posterior(broken, photo, Protocol("center", (32,)))
 
 

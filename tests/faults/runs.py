@@ -173,7 +173,7 @@ def _write_images(folder: pathlib.Path) -> None:
 def _recipe() -> config_lib.Config:
     return config_lib.Config(
         model=config_lib.ModelConfig(
-            variant="vgg11_bn",
+            variant="vgg8_bn",
             num_classes=10,
             in_channels=1,
             width_multiplier=1 / 16,

@@ -165,6 +165,15 @@ def test_a_url_is_loaded_through_the_cache(
     assert f"loaded vgg11 from {url}, sha256 " in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with one net as run/ and as net.safetensors."""
+    folder = tmp_path_factory.mktemp("written")
+    for name in ("run", "net.safetensors"):
+        conversion.convert(random_net("vgg11"), folder / name)
+    return folder
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -179,16 +188,14 @@ def test_a_url_is_loaded_through_the_cache(
     ],
     ids=str,
 )
-def test_no_option_is_dropped_silently(options: dict, tmp_path: pathlib.Path) -> None:
-    conversion.convert(random_net("vgg11"), tmp_path / "run")
+def test_no_option_is_dropped_silently(options: dict, written: pathlib.Path) -> None:
     with pytest.raises(errors.VGGFlaxError):
-        vgg_flax.load(tmp_path / "run", **options)
-    conversion.convert(random_net("vgg11"), tmp_path / "net.safetensors")
+        vgg_flax.load(written / "run", **options)
     if options.keys() & {"step", "sha256", "dtype"}:
         with pytest.raises(errors.VGGFlaxError):
-            vgg_flax.load(tmp_path / "net.safetensors", **options)
+            vgg_flax.load(written / "net.safetensors", **options)
     with pytest.raises(WeightsError, match="vgg99"):
-        vgg_flax.load(tmp_path / "net.safetensors", variant="vgg99")
+        vgg_flax.load(written / "net.safetensors", variant="vgg99")
 
 
 def test_features_only_is_asked_for_and_has_no_classes(

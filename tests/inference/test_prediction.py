@@ -20,8 +20,8 @@ PHOTOS = dict(zip(("china", "flower"), samples.photos(), strict=True))
 
 
 @pytest.fixture(scope="module")
-def tested() -> net.Net:
-    return random_net("vgg11_bn")
+def tested(shallow: None) -> net.Net:
+    return random_net("vgg8_bn")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_the_commands_json_says_everything(
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert found["source"] == run and len(found["sha256"]) == 64
-    assert found["variant"] == "vgg11_bn"
+    assert found["variant"] == "vgg8_bn"
     assert found["matmul_precision"] == "highest"
     pixels = preprocessing.Preprocessing.from_dict(found["preprocessing"])
     assert pixels == tested.preprocessing

@@ -42,7 +42,6 @@ def long_config(bare_config: config_lib.Config) -> config_lib.Config:
     """More steps than any test waits for, evaluated often."""
     return changed(
         bare_config,
-        model__variant="vgg11",  # the processes know no other
         data__eval_batch_size=16,
         data__validation_split="train[90%:93%]",
         log_every_steps=1,
@@ -237,6 +236,7 @@ def image_config(long_config: config_lib.Config) -> config_lib.Config:
     )
 
 
+@pytest.mark.slow  # tests/evaluation has it in plain pytest, and settings are above
 def test_a_process_with_other_images_is_found_before_the_first_step(
     image_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

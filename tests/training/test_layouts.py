@@ -24,10 +24,11 @@ Recipes = dict[str, config_lib.Config]  # by the run's folder within the workdir
 # `shallow`'s net: each process compiles all of it.
 PROGRAM = """
 import json, pathlib, sys, jax
+from tests import shallow
 from vgg_flax import config, model
 from vgg_flax.parallel import distributed
 from vgg_flax.training import trainer
-model.VARIANTS["vgg8_bn"] = model.Variant(((3,),) * 5, batch_norm=True)
+model.VARIANTS.update(shallow.NETS)
 recipes, workdir, *where = sys.argv[1:]
 distributed.initialize(where[0].partition("=")[2] if where else "off")
 for name, recipe in json.loads(pathlib.Path(recipes).read_text()).items():

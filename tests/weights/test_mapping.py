@@ -1,9 +1,6 @@
 """Foreign tensors -> variables: names, axes, pixels, and one list of what is wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 import samples
+from conftest import random_net
 from flax import traverse_util
+from nets import shapes
 from torchvision_net import (
     FC,
     TORCHVISION_INDICES,
@@ -245,8 +244,7 @@ ROUND_TRIPS = [
 
 def drawn(net: VGG) -> Any:
     """Variables of `net` from NumPy; statistics above zero."""
-    images = np.zeros((1, net.smallest_image, net.smallest_image, 3), np.float32)
-    leaves, tree = jax.tree.flatten(jax.eval_shape(net.init, jax.random.key(0), images))
+    leaves, tree = jax.tree.flatten(shapes(net))
     rng = np.random.default_rng(0)
     return tree.unflatten(
         [np.abs(rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
@@ -482,25 +480,14 @@ def test_our_metadata_says_what_names_cannot(fields: dict[str, Any]) -> None:
 
 
 def test_a_float64_net_of_ours_comes_back_with_all_its_digits() -> None:
-    program = """
-import jax, numpy as np
-jax.config.update("jax_enable_x64", True)
-from conftest import random_net
-from vgg_flax.weights.lineages import layouts, mapping, metadata
-ours = random_net("vgg11", dtype="float64")
-layout = layouts.BY_NAME["torchvision"]
-tensors = mapping.to_tensors(ours.variables, ours.model, layout, bgr=False)
-written = metadata.write(ours.card, bgr=False)
-again = mapping.to_weights(tensors, metadata=written)
-jax.tree.map(np.testing.assert_array_equal, again.variables, ours.variables)
-assert {leaf.dtype for leaf in jax.tree.leaves(again.variables)} == {np.dtype("f8")}
-"""
-    path = os.pathsep.join(sys.path)
-    subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    with jax.enable_x64(True):
+        ours = random_net("vgg11", dtype="float64")
+        layout = layouts.BY_NAME["torchvision"]
+        tensors = mapping.to_tensors(ours.variables, ours.model, layout, bgr=False)
+        written = metadata_lib.write(ours.card, bgr=False)
+        again = mapping.to_weights(tensors, metadata=written)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, ours.variables)
+    assert {x.dtype for x in jax.tree.leaves(again.variables)} == {np.dtype("f8")}
 
 
 def test_numbers_that_the_dtype_or_batch_norm_cannot_have() -> None:
@@ -564,7 +551,9 @@ def full_size_keras_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("peer", ["vgg11_bn", "VGG16"])
+@pytest.mark.parametrize(
+    "peer", [pytest.param("vgg11_bn", marks=pytest.mark.slow), "VGG16"]
+)
 def test_golden_logits_of_the_peers(peer: str) -> None:
     pixels = "caffe" if peer == "VGG16" else "torchvision"
     if peer == "VGG16":
