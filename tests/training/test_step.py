@@ -1,5 +1,8 @@
 """The update: independent of the layout, exact under masks, equal when accumulated."""
 
+import functools
+import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,7 +36,25 @@ def some_batches(config: config_lib.Config, count: int) -> list[Any]:
 
 def first_state(config: config_lib.Config) -> TrainState:
     """What a run starts with."""
-    return jax.jit(lambda: state_lib.init_state(config))()
+    return first_state_of(config_lib.to_json(config))
+
+
+@functools.cache  # by the text; most tests start alike
+def first_state_of(text: str) -> TrainState:
+    config = config_lib.from_dict(json.loads(text))
+    return jax.device_get(jax.jit(lambda: state_lib.init_state(config))())
+
+
+@functools.cache
+def compiled_step(text: str, devices: int) -> Callable[[Any, Any], Any]:
+    """A config's step on the first `devices`; called again it is not traced again."""
+    config = config_lib.from_dict(json.loads(text))
+    schedule = schedules.make_schedule(config.optimizer, 20.0, 1000)
+    return parallel.pmap_step(
+        step_lib.make_train_step(config, schedule),
+        donate_state=True,
+        devices=jax.devices()[:devices],
+    )
 
 
 def run(
@@ -41,10 +62,7 @@ def run(
 ) -> tuple[Any, list[dict[str, float]]]:
     """The state and the metrics after one update a batch on the first `devices`."""
     chosen = jax.devices()[:devices]
-    schedule = schedules.make_schedule(config.optimizer, 20.0, 1000)
-    step = parallel.pmap_step(
-        step_lib.make_train_step(config, schedule), donate_state=True, devices=chosen
-    )
+    step = compiled_step(config_lib.to_json(config), devices)
     state = parallel.replicate(first_state(config), chosen)
     history = []
     for batch in batches:
