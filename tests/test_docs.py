@@ -174,12 +174,13 @@ def test_a_command_is_understood_by_its_program(block: Block, command: Command) 
             parse(inner)
 
 
+# The README is run below, whole; docs/functional.md is tests/test_functional.py's.
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param(d, marks=[pytest.mark.slow] if d == "README.md" else [])
+        pytest.param(d, marks=[pytest.mark.slow] if d == "docs/weights.md" else [])
         for d in DOCUMENTS
-        if d != "docs/functional.md"  # which is tests/test_functional.py's
+        if d not in ("README.md", "docs/functional.md")
     ],
 )
 def test_code_and_commands_run(document: str, run: Run) -> None:
@@ -299,7 +300,7 @@ def test_the_readme_repeats_measurements_word_for_word() -> None:
 
 @pytest.mark.slow
 def test_a_run_leaves_and_tells_what_the_manual_says(run: Run) -> None:
-    ran = run("README.md", False)
+    ran = run("README.md", True)
     workdir = ran.folder / "runs" / "default"
     named = first_column("docs/training.md", "What a run leaves")
     assert {name.rstrip("/") for name in named} == {p.name for p in workdir.iterdir()}
@@ -319,7 +320,7 @@ def test_a_run_leaves_and_tells_what_the_manual_says(run: Run) -> None:
 
 @pytest.mark.slow
 def test_an_evaluation_has_the_fields_that_the_manual_lists(run: Run) -> None:
-    folder = run("README.md", False).folder
+    folder = run("README.md", True).folder
     result = json.loads((folder / "result.json").read_text())
     assert set(result) == first_column("docs/evaluation.md", "The result")
     (paper,) = folder.glob("evaluation-*.json")  # a file of its own, without --output
