@@ -185,6 +185,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow  # each imports TFDS
 def test_two_processes_may_prepare_digits_at_once(
     digits: config.DataConfig, tmp_path: pathlib.Path
 ):

@@ -29,6 +29,7 @@ def traced_steps(workdir: pathlib.Path) -> list[list[int]]:
     return traces
 
 
+@pytest.mark.slow  # a run that ends early, below, traces its own steps too
 def test_a_run_traces_the_steps_asked_for_and_a_resumed_one_its_own(
     bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

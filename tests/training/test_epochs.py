@@ -101,6 +101,7 @@ def train_until(config: config_lib.Config, workdir: pathlib.Path, last: int) -> 
         run.train(after_step)
 
 
+@pytest.mark.slow  # three batch sizes are three steps to compile
 def test_a_run_goes_on_with_other_batch_sizes_in_the_same_epochs(
     config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

@@ -30,6 +30,7 @@ from vgg_flax.training.plan import Plan
 # 20 steps with all that a resume must carry on: dropout, BatchNorm across replicas,
 # augmentation, the plateau rule (evaluated every 4 steps), gradient accumulation.
 TINY = [
+    f"--config={processes.ROOT / 'tests' / 'shallow.py'}",
     "--config.model.width_multiplier=0.0625",
     "--config.model.fc_widths=(16,16)",
     "--config.model.batch_norm_across_replicas=true",
@@ -74,9 +75,7 @@ def undisturbed(
     return workdir
 
 
-def test_a_run_leaves_records_curves_config_and_the_result_as_its_last_line(
-    undisturbed: pathlib.Path, digits_dir: str
-) -> None:
+def test_a_run_leaves_records_curves_and_its_config(undisturbed: pathlib.Path) -> None:
     records = log.read_records(undisturbed)
     tests = [r for r in records if r["split"] == "test"]
     assert [(r["step"], r["count"]) for r in tests] == [(20, 360)]
@@ -96,13 +95,6 @@ def test_a_run_leaves_records_curves_config_and_the_result_as_its_last_line(
     events = list((undisturbed / "tensorboard").glob("events.*"))
     assert len(events) == 1
     assert events[0].stat().st_size > 1000
-
-    code, out, err = finish(start(undisturbed, digits_dir))
-    assert code == 0, err
-    assert "complete" in out
-    top1 = f"test top1 {tests[0]['top1']:.2%} ({tests[0]['top1_count']}/360)"
-    assert out.splitlines()[-1].startswith(top1)
-    assert log.read_records(undisturbed) == records
 
 
 def test_a_runs_events_tell_its_story_in_order(undisturbed: pathlib.Path) -> None:
@@ -359,10 +351,24 @@ def test_changed_settings_stop_a_resume_and_are_listed(
     assert "config.data.flip: False -> True" in err
     assert "--config.resume_with_changes=true" in err
     assert err.count("->") == 2
+
+
+def test_a_complete_run_started_again_tells_the_result_as_its_last_line(
+    undisturbed: pathlib.Path, digits_dir: str
+) -> None:
+    """Also with other settings of those that change nothing of the training."""
+    records = log.read_records(undisturbed)
+    (test,) = [r for r in records if r["split"] == "test"]
     flags = ["--config.log_every_steps=7", "--config.data.num_threads=1"]
-    assert finish(start(undisturbed, digits_dir, *flags))[0] == 0
+    code, out, err = finish(start(undisturbed, digits_dir, *flags))
+    assert code == 0, err
+    assert "complete" in out
+    top1 = f"test top1 {test['top1']:.2%} ({test['top1_count']}/360)"
+    assert out.splitlines()[-1].startswith(top1)
+    assert log.read_records(undisturbed) == records
 
 
+@pytest.mark.slow  # test_resumption.py goes on with changes too
 def test_resume_with_changes_goes_on(
     bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
@@ -538,7 +544,7 @@ def test_the_plan_counts_examples_not_batches() -> None:
     assert dataclasses.replace(plan, checkpoint_every_steps=20).saves_at(20)
 
 
-@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("keep", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_newest_checkpoints_are_kept_and_no_others(
     keep: int, bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
