@@ -32,7 +32,7 @@ def test_the_page_runs_and_does_what_it_says(
     assert "made update 4" in output
 
     params, x, labels = names["params"], names["x"], names["labels"]
-    whole = jax.grad(names["loss"])(params, x, labels)
+    whole = jax.jit(jax.grad(names["loss"]))(params, x, labels)
     each = names["each"]
     jax.tree.map(
         lambda one, all_: np.testing.assert_allclose(all_.mean(axis=0), one, atol=1e-5),
