@@ -48,7 +48,7 @@ TINY = [
 def start(workdir: pathlib.Path, digits_dir: str, *flags: str) -> processes.Process:
     """`python train.py` on two CPU devices."""
     data = f"--config.data.data_dir={digits_dir}"
-    return processes.start(workdir, [[data, *TINY, *flags]])[0]
+    return processes.start(workdir, [[*TINY, data, *flags]])[0]
 
 
 def events(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ def test_a_terminal_that_closes_loses_nothing(
 ) -> None:
     ours, theirs = pty.openpty()
     arguments = [str(processes.ROOT / "train.py"), f"--workdir={tmp_path}"]
-    arguments += [f"--config.data.data_dir={digits_dir}", *TINY]
+    arguments += [*TINY, f"--config.data.data_dir={digits_dir}"]
     process = subprocess.Popen(
         [sys.executable, "-c", ON_A_TERMINAL, str(theirs), *arguments],
         pass_fds=[theirs],
