@@ -25,18 +25,19 @@ def main(_: list[str]) -> None:
     path, settings = recipe.of_flags()
     settings = config.check(settings)
     # Not before: a mistake in the flags is told at once, these take seconds.
-    from vgg_flax.parallel import distributed
+    from vgg_flax.parallel import compilation_cache, distributed
     from vgg_flax.training import objectives, trainer
 
     workdir = flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}"
     distributed.initialize(flags.FLAGS.distributed)
+    compilation_cache.set_up(flags.FLAGS.compilation_cache)
     trainer.train_and_evaluate(settings, workdir, objectives.of_recipe(path))
 
 
 def define_flags(
     arguments: list[str], flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
-    """Defines all flags: the recipe with its fields, the workdir, the processes.
+    """Defines all flags: the recipe with its fields, the workdir, and how it is run.
 
     Args:
       arguments: the command line that will be parsed, the program's name first.
@@ -59,6 +60,13 @@ def define_flags(
         "auto",
         "how processes find each other: auto (as JAX detects it: Slurm, Cloud TPU, "
         "GKE, Open MPI), off, or ADDRESS:PORT,COUNT,INDEX",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "compilation_cache",
+        True,
+        "whether compiled programs are kept for the next start, in `compiled` in "
+        "~/.cache/vgg_flax (VGG_FLAX_CACHE; JAX_COMPILATION_CACHE_DIR: just these)",
         flag_values=flag_values,
     )
 

@@ -56,6 +56,7 @@ LOCAL = {
     "storage": "whole_file writes aside on a local disk, and renames or uploads",
     "console": "lets a stream that nobody reads end in /dev/null",
     "parallel/distributed": "hashes this package's own source",
+    "parallel/compilation_cache": "keeps programs on a disk, as JAX does",
     "data/imagenet": "reads this package's own data",
     "data/folder": "does not follow links into a circle",
     "runs/directory": "asks for free space, where is_local",
@@ -75,6 +76,16 @@ LOCAL = {
     "weights/hub": "Hugging Face's cache is on a disk",
     "weights/containers/writers": "writes what whole_file takes",
 }
+
+
+# Shows the help of `vgg-flax` and of each of its subcommands, to nobody.
+HELP = """
+import contextlib, io
+from vgg_flax import cli
+for command in "", *"prepare evaluate predict describe convert export compile".split():
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        cli.parse([*command.split(), "--help"])
+"""
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -201,12 +212,14 @@ def test_every_file_says_what_it_is_and_public_functions_are_documented() -> Non
     [
         ("import vgg_flax.config, train", "jax flax numpy"),
         ("import vgg_flax; vgg_flax.VGG, vgg_flax.VARIANTS", "orbax grain matplotlib"),
+        ("import vgg_flax", "jax flax numpy orbax"),
+        (HELP, "jax flax numpy orbax etils"),
     ],
 )
 def test_importing_takes_no_longer_than_it_must(program: str, absent: str) -> None:
     absent += " tensorflow torch tensorflow_datasets h5py safetensors requests"
     absent += " huggingface_hub"
-    program += f"; import sys; print(sys.modules.keys() & {set(absent.split())})"
+    program += f"\nimport sys; print(sys.modules.keys() & {set(absent.split())})"
     out = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=PACKAGE.parent,

@@ -38,6 +38,27 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in str(path)
 
 
+def cache_folder(
+    chosen: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+    """Where is kept what can be fetched or made again.
+
+    Args:
+      chosen: this folder; None: the one in VGG_FLAX_CACHE, or `~/.cache/vgg_flax`.
+
+    Raises:
+      StorageError: it is in a home directory, and there is none.
+    """
+    path = chosen or os.environ.get("VGG_FLAX_CACHE") or "~/.cache/vgg_flax"
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise StorageError(
+            f"no folder to keep things in: {path}: {error}; name one in the "
+            "environment variable VGG_FLAX_CACHE"
+        ) from error
+
+
 @contextlib.contextmanager
 def whole_file(
     path: epath.PathLike,

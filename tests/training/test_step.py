@@ -57,6 +57,25 @@ def compiled_step(text: str, devices: int) -> Callable[[Any, Any], Any]:
     )
 
 
+def test_the_first_params_are_those_of_the_whole_optimiser(
+    bare_config: config_lib.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are compiled with less thought, and what a seed gives is to stay."""
+    config = changed(bare_config, model__initializer="he")
+    lowered = jax.jit(lambda: state_lib.init_state(config)).lower()
+    whole = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_use_fusion_emitters": True,
+    }
+    expected = lowered.compile(whole)()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    drawn = state_lib.draw_state(config)
+    assert jax.tree.structure(drawn) == jax.tree.structure(expected)
+    for ours, theirs in zip(*map(jax.tree.leaves, (drawn, expected)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def run(
     config: config_lib.Config, batches: list[Any], devices: int
 ) -> tuple[Any, list[dict[str, float]]]:

@@ -5,10 +5,6 @@ import json
 import sys
 from typing import Any
 
-from etils import epath
-
-from vgg_flax import errors, storage
-
 
 def add(commands: Any) -> None:
     """Adds `compile` to the subcommands."""
@@ -43,6 +39,9 @@ def _image_size(text: str) -> tuple[int, int]:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from etils import epath
+
+    from vgg_flax import errors, storage
     from vgg_flax.aot import program as program_lib
     from vgg_flax.aot import roofline, tables
     from vgg_flax.aot.program import Program

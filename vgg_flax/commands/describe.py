@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 from vgg_flax.commands import weights_options
-from vgg_flax.model import PAPER_LETTERS, VARIANTS, VGG
 
 
 def add(commands: Any) -> None:
@@ -17,7 +16,9 @@ def add(commands: Any) -> None:
         "parameters, multiply-adds and the memory of their outputs.",
     )
     command.add_argument(
-        "net", help=f"{', '.join(VARIANTS)}, a letter of the paper, or weights"
+        "net",
+        help="a column of the paper's Table 1 (vgg16, vgg11_bn, ...), its letter, or "
+        "weights",
     )
     command.add_argument(
         "--size", type=int, help="the images' side (224, or the net's)"
@@ -30,7 +31,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vgg_flax.model import description
+    from vgg_flax.model import PAPER_LETTERS, VARIANTS, VGG, description
 
     if options.net in (*VARIANTS, *PAPER_LETTERS):
         weights_options.check_unused(options, f"{options.net} is a column of Table 1")

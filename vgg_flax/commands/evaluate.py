@@ -5,10 +5,7 @@ import re
 import sys
 from typing import Any
 
-import jax
-from etils import epath
-
-from vgg_flax import errors, storage
+from vgg_flax import errors
 from vgg_flax.commands import weights_options
 
 _DISTRIBUTED = (
@@ -91,10 +88,16 @@ def _train_scales(text: str) -> tuple[tuple[int, int], ...]:
     return scales
 
 
-def _check_targets(
-    options: argparse.Namespace, output: epath.Path, predictions: epath.Path | None
-) -> None:
-    """Raises ConfigError where a file is to be written over one that is needed."""
+def _check_targets(options: argparse.Namespace, output: Any, predictions: Any) -> None:
+    """Raises ConfigError where a file is to be written over one that is needed.
+
+    Args:
+      options: of the command line, with what is needed.
+      output: the path of the result.
+      predictions: that of the table, or None.
+    """
+    from etils import epath
+
     inputs = [p for p in (*options.weights, options.label_file) if "://" not in p]
     needed = {epath.Path(path).resolve() for path in inputs if path}
     for flag, target in (("--output", output), ("--predictions", predictions)):
@@ -105,7 +108,10 @@ def _check_targets(
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vgg_flax import console, errors
+    import jax
+    from etils import epath
+
+    from vgg_flax import console, storage
     from vgg_flax.evaluation import evaluate, experiments, label_sets, results, tables
     from vgg_flax.evaluation.posteriors import Settings
     from vgg_flax.parallel import distributed

@@ -5,8 +5,6 @@ import json
 import sys
 from typing import Any
 
-from etils import epath
-
 from vgg_flax import errors
 from vgg_flax.commands import weights_options
 
@@ -46,6 +44,8 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from etils import epath
+
     from vgg_flax import console, storage
     from vgg_flax.data import folder
     from vgg_flax.images import codec

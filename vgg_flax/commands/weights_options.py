@@ -4,24 +4,29 @@ import argparse
 from typing import Any
 
 from vgg_flax import errors
-from vgg_flax.model import VARIANTS
 
 _OPTIONS = "step", "variant", "preprocessing", "crop_size", "test_scale", "sha256"
 WHAT = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
 
 
 def add(command: argparse.ArgumentParser) -> None:
-    """Adds the options that tell what WEIGHTS are: see `vgg_flax.load`."""
+    """Adds the options that tell what WEIGHTS are, see `vgg_flax.load`, and how run."""
     group = command.add_argument_group("of WEIGHTS")
     add = group.add_argument
     add(
         "--step", default="last", type=_step, help="of a run: last (default), best, 500"
     )
-    add("--variant", choices=tuple(VARIANTS), help="where names can't tell: vgg11_lrn")
+    add("--variant", type=_variant, help="where names can't tell: vgg11_lrn")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
     add("--crop-size", type=int, help="side of the test view, instead of the weights'")
     add("--test-scale", type=int, help="Q, of which the crop is the centre; likewise")
     add("--sha256", help="what the file's must be")
+    command.add_argument(
+        "--compilation-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep compiled programs for the next start (docs/training.md)",
+    )
 
 
 def check_unused(options: argparse.Namespace, why: str) -> None:
@@ -35,9 +40,15 @@ def check_unused(options: argparse.Namespace, why: str) -> None:
 
 
 def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
-    """The `Net` of WEIGHTS, as `options` say; `partly` as `vgg_flax.load` takes it."""
+    """The `Net` of WEIGHTS, as `options` say; `partly` as `vgg_flax.load` takes it.
+
+    What is compiled from now on is kept, if so asked.
+    """
     from vgg_flax import console
     from vgg_flax import net as net_lib
+    from vgg_flax.parallel import compilation_cache
+
+    compilation_cache.set_up(options.compilation_cache)
 
     given = {name: getattr(options, name) for name in _OPTIONS}
     net = net_lib.load(weights, **given, **partly)
@@ -72,6 +83,15 @@ def folded(options: argparse.Namespace, net: Any) -> Any:
     net, moved = folding.fold_batch_norm(net)
     print(f"folded BatchNorm: logits move by {moved:.1e} of their spread")
     return net
+
+
+def _variant(text: str) -> str:
+    from vgg_flax import model  # Flax, which --help does without
+
+    try:
+        return model.variant_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _step(text: str) -> int | str:

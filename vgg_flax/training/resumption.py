@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 
-import jax
-
 from vgg_flax import config as config_lib
 from vgg_flax import console
 from vgg_flax.config import Config
@@ -195,7 +193,7 @@ def new_state(config: Config, weights: Checkpoint | None) -> TrainState:
       CheckpointError: they do not fit.
       ConfigError: they lack one of `config.init_layers`.
     """
-    state = jax.jit(lambda: state_lib.init_state(config))()
+    state = state_lib.draw_state(config)
     return state if weights is None else _init_from(config, weights, state)
 
 

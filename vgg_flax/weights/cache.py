@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import os
 import pathlib
 import secrets
 import shutil
@@ -10,26 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from vgg_flax.weights import WeightsError
-
 _PREFIX = ".partial-"
 _STALE_SECONDS = 600.0  # earlier versions gave up after 30 s without a byte
-
-
-def folder(cache_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """The cache's: `cache_dir`, or what VGG_FLAX_CACHE says, or the default.
-
-    Raises:
-      WeightsError: that is in a home directory, and there is none.
-    """
-    path = cache_dir or os.environ.get("VGG_FLAX_CACHE") or "~/.cache/vgg_flax"
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise WeightsError(
-            f"no folder to keep downloads in: {path}: {error}; name one in the "
-            "environment variable VGG_FLAX_CACHE"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import re
 import urllib.parse
 import urllib.request
 
-from vgg_flax import console
+from vgg_flax import console, storage
 from vgg_flax.weights import WeightsError, checksum, download, hub, urls
 from vgg_flax.weights import cache as cache_lib
 from vgg_flax.weights.containers import formats
@@ -77,13 +77,13 @@ def _find(
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"sha256={sha256!r}; expected 64 hex digits")
     if "://" in name:
-        return _fetch_url(name, cache_lib.folder(cache_dir), sha256)
+        return _fetch_url(name, storage.cache_folder(cache_dir), sha256)
     path, hub_name = pathlib.Path(os.path.expanduser(name)), _HUB_NAME.fullmatch(name)
     if path.exists():
         if sha256 is not None:
             checksum.check(path, checksum.of_file(path), sha256)
         return _Found(path)
-    cache = cache_lib.folder(cache_dir)
+    cache = storage.cache_folder(cache_dir)
     hub_cache = cache / "hub" if cache_dir else None
     if _NET_NAME.fullmatch(name):
         repo = f"timm/{name}.tv_in1k"
