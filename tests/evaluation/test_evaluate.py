@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -13,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
+import PIL.PngImagePlugin
 import pytest
 import samples
 import scipy.special
@@ -110,6 +113,48 @@ def test_counts_and_likelihood_are_those_of_numpy(photos: str, batch_size: int) 
     assert result["top5_count"] == sum(rank < 5 for rank in ranks)
     assert result["top5_error_percent"] == 100 * (23 - result["top5_count"]) / 23
     np.testing.assert_allclose(result["nll"], np.mean(losses), rtol=1e-6)
+
+
+def test_images_are_decoded_once_for_all_scales(tmp_path: pathlib.Path) -> None:
+    """By a format of the test's own. JAX would raise for a hidden transfer."""
+    decoded: list[str] = []
+
+    def decode(stream: IO[bytes], name: str) -> PIL.ImageFile.ImageFile:
+        decoded.append(name)
+        stream.seek(len(b"COUNTED"))
+        return PIL.PngImagePlugin.PngImageFile(io.BytesIO(stream.read()))
+
+    for i in range(3):
+        path = tmp_path / "test" / "a" / f"{i}.png"
+        write_photo(path, i)
+        path.write_bytes(b"COUNTED" + path.read_bytes())
+    net = tiny_net()
+    images = opened(str(tmp_path), net)
+    records = Counted(images.split.records)
+    split = dataclasses.replace(images.split, records=records)
+    experiment = Experiment("both", ((0, Protocol("both", (40, 48, 64))),))
+    PIL.Image.register_open("COUNTED", decode, lambda prefix: prefix[:7] == b"COUNTED")
+    try:
+        with jax.transfer_guard("disallow"):
+            evaluate([net], dataclasses.replace(images, split=split), experiment)
+    finally:
+        del PIL.Image.OPEN["COUNTED"]
+        PIL.Image.ID.remove("COUNTED")
+    assert sorted(records.asked) == [0, 1, 2] and len(decoded) == 3
+
+
+class Counted:
+    """Records that remember which of them were asked for."""
+
+    def __init__(self, records: Any):
+        self._records, self.asked = records, []
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked.append(index)
+        return self._records[index]
 
 
 def test_a_net_fused_with_itself_is_itself(photos: str) -> None:

@@ -429,6 +429,22 @@ def test_the_compiled_step_never_recompiles(
     assert nine == two
 
 
+def test_a_run_transfers_only_what_it_says(
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    """Training, validating, the plateau rule, saving and testing: JAX would raise."""
+    config = changed(
+        bare_config,
+        optimizer__schedule="plateau",
+        num_steps=5,
+        eval_every_epochs=0.1,
+        log_every_steps=1,
+    )
+    with trainer.open_run(config, tmp_path) as run, jax.transfer_guard("disallow"):
+        run.train()
+        assert run.test()["step"] == 5
+
+
 def test_undecodable_images_are_skipped_and_counted_when_asked(
     bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

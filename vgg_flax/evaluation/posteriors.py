@@ -100,7 +100,7 @@ class Posteriors:
           NotFiniteError: a net gives NaN.
         """
         for items, log_posteriors in ahead(self._sent(examples), _IN_FLIGHT):
-            yield from self._completed(items, np.asarray(log_posteriors))
+            yield from self._completed(items, jax.device_get(log_posteriors))
 
     def _sent(self, examples: Examples) -> Iterator[tuple[list[_Item], jax.Array]]:
         """Batches as they are full, at the end as they are, each sent when drawn."""

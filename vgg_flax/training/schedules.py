@@ -8,6 +8,8 @@ from flax import struct
 
 from vgg_flax.config import OptimizerConfig
 
+Scalar = jax.Array | np.ndarray
+
 
 def make_schedule(
     config: OptimizerConfig, steps_per_epoch: float, total_steps: int, shift: int = 0
@@ -49,9 +51,9 @@ class Plateau(struct.PyTreeNode):
     Part of the training state, so that a resumed run decays where it would have.
     """
 
-    best: jax.Array  # float32, the highest score on validation so far
-    stale: jax.Array  # int32, validations since then, or since the last decay
-    decays: jax.Array  # int32, times the rate was multiplied by decay_factor
+    best: Scalar  # float32, the highest score on validation so far
+    stale: Scalar  # int32, validations since then, or since the last decay
+    decays: Scalar  # int32, times the rate was multiplied by decay_factor
 
 
 def init_plateau() -> Plateau:
@@ -64,7 +66,11 @@ def init_plateau() -> Plateau:
 
 
 def update_plateau(config: OptimizerConfig, plateau: Plateau, score: float) -> Plateau:
-    """The state after a validation with this `score`, of which more is better."""
+    """The state after a validation with this `score`, of which more is better.
+
+    Its values are on the host.
+    """
+    plateau = jax.device_get(plateau)
     best, stale, decays = float(plateau.best), int(plateau.stale), int(plateau.decays)
     score = float(np.float32(score))  # as `best` is kept, or an equal one looks better
     if score > best:
@@ -74,9 +80,9 @@ def update_plateau(config: OptimizerConfig, plateau: Plateau, score: float) -> P
     if stale >= config.plateau_patience and decays < config.plateau_max_decays:
         stale, decays = 0, decays + 1
     return Plateau(
-        best=jnp.asarray(best, jnp.float32),
-        stale=jnp.asarray(stale, jnp.int32),
-        decays=jnp.asarray(decays, jnp.int32),
+        best=np.asarray(best, np.float32),
+        stale=np.asarray(stale, np.int32),
+        decays=np.asarray(decays, np.int32),
     )
 
 
@@ -84,4 +90,4 @@ def plateau_factor(config: OptimizerConfig, plateau: Plateau) -> jax.Array | flo
     """What the schedule is multiplied by; 1 under any other schedule."""
     if config.schedule != "plateau":
         return 1.0
-    return config.decay_factor ** plateau.decays.astype(jnp.float32)
+    return config.decay_factor ** jnp.asarray(plateau.decays, jnp.float32)

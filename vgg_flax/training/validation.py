@@ -45,7 +45,8 @@ def validate(
     sums: collections.Counter[str] = collections.Counter()
     sent = (eval_step(variables, batch) for batch in batches)
     for batch_sums in ahead(sent, _IN_FLIGHT):
-        sums.update({name: value.item() for name, value in batch_sums.items()})
+        values = jax.device_get(batch_sums)
+        sums.update({name: value.item() for name, value in values.items()})
         after_batch()
     count = sums["count"]
     if count > expected_count or (count < expected_count and not skipping) or not count:
