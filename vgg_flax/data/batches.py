@@ -7,6 +7,7 @@ and which pixels a batch holds depends on the seed and on how many came before i
 import dataclasses
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,6 +79,19 @@ def eval_batches(config: DataConfig, split: Split, *, shard: Shard) -> Iterator[
 def num_eval_steps(config: DataConfig, split: Split) -> int:
     """Batches that `eval_batches` yields in every process."""
     return -(-len(split) // config.eval_batch_size)
+
+
+def faster_batches(config: DataConfig) -> str:
+    """What is left to do where batches come too slowly, as settings, for people."""
+    cores = os.cpu_count() or 1
+    remedies = []
+    if config.num_threads < cores:
+        remedies.append(f"--config.data.num_threads={cores}")
+    if config.train_resize != "cv2":
+        remedies.append("--config.data.train_resize=cv2 (other pixels)")
+    if not config.cache:
+        remedies.append("--config.data.cache=true (decoded images in memory)")
+    return " or ".join([*remedies, f"more than these {cores} cores"])
 
 
 def batch_shapes(

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.special
 
 from vgg_flax.errors import ConfigError
+from vgg_flax.images import resize
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG
 
@@ -100,7 +101,7 @@ def take(
     taken = KINDS[views.kind](image, views.scale, preprocessing)
     if not views.flip:
         return taken
-    return [view for one in taken for view in (one, one[:, ::-1])]
+    return [view for one in taken for view in (one, resize.mirror(one))]
 
 
 def _center(

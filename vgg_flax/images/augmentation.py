@@ -24,7 +24,7 @@ def make_train_view(config: DataConfig) -> TrainView:
     def train_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         crop = take(config, image, rng)
         flip = config.flip and rng.random() < 0.5
-        return np.ascontiguousarray(crop[:, ::-1] if flip else crop)
+        return resize.mirror(crop) if flip else np.ascontiguousarray(crop)
 
     return train_view
 

@@ -15,6 +15,7 @@ from vgg_flax.metrics import Metrics
 from vgg_flax.runs import curves
 from vgg_flax.runs.events import Position
 from vgg_flax.runs.tensorboard import Board
+from vgg_flax.runs.waiting import MUCH_WAITING
 
 _RECORDS = "metrics.jsonl"
 _DRAW_SECONDS = 10.0  # between two pictures
@@ -151,6 +152,8 @@ class Log:
             parts.append(f"{record['images_per_second']:,.0f} images/s")
         if "seconds_left" in record:
             parts.append(f"{console.format_time(record['seconds_left'])} left")
+        if record.get("waiting_for_data", 0) >= MUCH_WAITING:
+            parts.append(f"waiting for data {record['waiting_for_data']:.0%}")
         if record.get("skipped"):
             parts.append(f"{record['skipped']} skipped")
         return "  ".join(parts)

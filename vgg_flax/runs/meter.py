@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from vgg_flax.errors import VGGFlaxError
 from vgg_flax.metrics import Metrics
 from vgg_flax.runs.goodput import Goodput
 from vgg_flax.runs.log import Log
+from vgg_flax.runs.waiting import MUCH_WAITING, Waiting
 
 
 class NonFiniteError(VGGFlaxError):
@@ -36,19 +37,37 @@ class Meter:
         total_steps: int,
         log_every_steps: int,
         goodput: Goodput,
+        faster_data: str,
     ):
-        """`epoch_at` says how many epochs a number of updates comes to."""
+        """Begins with nothing.
+
+        Args:
+          log: that is told.
+          metrics: of the objective.
+          batch_size: global.
+          epoch_at: how many epochs a number of updates comes to.
+          total_steps: of the run.
+          log_every_steps: from one record to the next.
+          goodput: that is told of the steps' ends.
+          faster_data: what to do where the devices wait for data, for people.
+        """
         self._log, self._metrics, self._batch_size = log, metrics, batch_size
         self._epoch_at, self._total_steps = epoch_at, total_steps
         self._log_every_steps, self._goodput = log_every_steps, goodput
+        self._faster_data, self._waiting = faster_data, Waiting()
         self._pending: list[tuple[int, Any]] = []
         self._start_window()
         self.restart_clock()
         self._speed: float | None = None  # seconds a step
-        self._announced = False
+        self._announced = self._told_waiting = False
+
+    def drawn(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """`batches`, drawn where it is seen whether the devices wait for them."""
+        return self._waiting.drawn(batches)
 
     def add(self, step: int, sums: Any) -> None:
         """Takes what a step just sent returned; reads that of the one before."""
+        self._waiting.step_sent(sums)
         self._pending.append((step, sums))
         while len(self._pending) > 1:
             self._read()
@@ -66,6 +85,8 @@ class Meter:
     def _start_window(self) -> None:
         self._sums = dict.fromkeys([*(m.name for m in self._metrics), "count"], 0)
         self._steps = 0
+        self._waited = self._waiting.seconds
+        self._productive = self._goodput.productive_seconds
 
     def _read(self) -> None:
         step, sums = self._pending.pop(0)
@@ -119,8 +140,22 @@ class Meter:
                 record[name] = value
         if skipped:
             record["skipped"] = skipped
+        productive = self._goodput.productive_seconds - self._productive
+        if productive > 0:
+            waited = self._waiting.seconds - self._waited
+            record["waiting_for_data"] = round(min(1.0, waited / productive), 3)
         self._log.record(record)
+        self._tell_waiting(record.get("waiting_for_data", 0.0))
         self._start_window()
+
+    def _tell_waiting(self, share: float) -> None:
+        """Says, once in a start, that the devices wait for data, if they do."""
+        if share >= MUCH_WAITING and not self._told_waiting:
+            self._told_waiting = True
+            self._log.say(
+                f"waiting for data {share:.0%} of the time; what helps: "
+                f"{self._faster_data}"
+            )
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         for name in ("loss", "gradient_norm", "parameter_norm"):

@@ -15,6 +15,7 @@ from vgg_flax import config as config_lib
 from vgg_flax import metrics as metrics_lib
 from vgg_flax import parallel, storage
 from vgg_flax.config import Config
+from vgg_flax.data.batches import faster_batches
 from vgg_flax.errors import Interrupted
 from vgg_flax.parallel import distributed
 from vgg_flax.parallel.signals import Signals
@@ -182,7 +183,8 @@ class Run:
             return
         step_fn, compiling_since = self._compile()
         meter = self._make_meter()
-        for batch in parallel.prefetch(self.job.train_batches(position.step)):
+        batches = meter.drawn(self.job.train_batches(position.step))
+        for batch in parallel.prefetch(batches):
             self._profile_from(position.step + 1, meter)
             with profiling.named(position.step + 1):
                 self.state, sums = step_fn(self.state, batch)
@@ -288,6 +290,7 @@ class Run:
             total_steps=plan.total_steps,
             log_every_steps=config.log_every_steps,
             goodput=self.goodput,
+            faster_data=faster_batches(config.data),
         )
 
     def _profile_from(self, step: int, meter: Meter) -> None:
