@@ -203,6 +203,24 @@ def test_every_image_comes_once_whatever_its_shape() -> None:
     assert len(run.shapes) == 4  # 32 x 32, 64, 96; 64 x 32
 
 
+def test_few_images_of_a_shape_make_a_small_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On eight devices: of 32 x 32 pixels 64 make a batch, of 32 x 96 pixels 16."""
+    cell = (0, Views("dense", 32, False))
+    images = np.random.default_rng(0).integers(0, 255, (70, 32, 96, 3), np.uint8)
+    views = [*images[:65, :, :32], *images[65:]]
+    run = posteriors.Posteriors([tiny_net()], posteriors.Settings(batch_size=64))
+    with caplog.at_level("INFO"):
+        found = dict(run.compute((i, {cell: [v]}) for i, v in enumerate(views)))
+    assert sorted(found) == list(range(70))
+    compiled = [m for m in caplog.messages if m.startswith("compiling shape")]
+    assert [m.split()[3:5] for m in compiled] == [["64", "images"], ["8", "images"]]
+    expected = jax.nn.softmax(logits(tiny_net(), images[65:]))
+    ours = [np.exp(found[i][cell]) for i in range(65, 70)]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_number_of_shapes_is_bounded() -> None:
     for scale in (256, 384, 512):
         wide = {protocols.bucket(scale, side) for side in range(scale, 4 * scale)}

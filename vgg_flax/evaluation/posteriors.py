@@ -130,12 +130,20 @@ class Posteriors:
         return max(1, each) * len(self._devices)
 
     def _send(self, shape: _Shape) -> tuple[list[_Item], jax.Array]:
-        """Sends a queue's views, padded to a whole batch."""
-        items = self._queues.pop(shape)
+        """Sends a queue's views, padded to a batch of a size that is compiled.
+
+        A shape of which there never was a whole batch is compiled for as many eighths
+        of one as its views take.
+        """
+        items, count = self._queues.pop(shape), self._batch_size(shape)
         if shape not in self.shapes:
             self.shapes.add(shape)
-            logging.info("compiling shape %d: %s", len(self.shapes), shape)
-        count, channels = self._batch_size(shape), items[0][2].shape[-1]
+            devices = len(self._devices)
+            eighth = -(-count // (8 * devices)) * devices
+            count = min(count, -(-len(items) // eighth) * eighth)
+            message = "compiling shape %d: %d images of %s"
+            logging.info(message, len(self.shapes), count, shape)
+        channels = items[0][2].shape[-1]
         images = np.zeros((count, shape.height, shape.width, channels), np.uint8)
         sizes = np.full((count, 2), (shape.height, shape.width), np.int32)
         for i, (_, _, view) in enumerate(items):
