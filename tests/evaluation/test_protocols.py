@@ -221,6 +221,22 @@ def test_few_images_of_a_shape_make_a_small_batch(
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("count", "size"), [(96, 48), (64, 64), (10, 16), (65, 40)])
+def test_batches_of_crops_leave_the_last_one_full(
+    count: int, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At most 64, on eight devices."""
+    cell = (0, Views("center", 32, False))
+    images = np.random.default_rng(0).integers(0, 255, (count, 32, 32, 3), np.uint8)
+    run = posteriors.Posteriors([tiny_net()], posteriors.Settings(batch_size=64))
+    with caplog.at_level("INFO"):
+        examples = ((i, {cell: [image]}) for i, image in enumerate(images))
+        found = dict(run.compute(examples, count))
+    assert sorted(found) == list(range(count))
+    (compiled,) = [m for m in caplog.messages if m.startswith("compiling shape")]
+    assert compiled.startswith(f"compiling shape 1: {size} images")
+
+
 def test_the_number_of_shapes_is_bounded() -> None:
     for scale in (256, 384, 512):
         wide = {protocols.bucket(scale, side) for side in range(scale, 4 * scale)}

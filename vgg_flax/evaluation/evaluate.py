@@ -247,7 +247,7 @@ def _fill(
                 bar.update()
 
         with contextlib.closing(journal):
-            for tag, log_posteriors in posteriors.compute(examples()):
+            for tag, log_posteriors in posteriors.compute(examples(), len(share)):
                 journal.add(tag.index, images.result(tag, log_posteriors))
                 bar.update()
                 go_on()

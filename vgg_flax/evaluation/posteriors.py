@@ -86,12 +86,17 @@ class Posteriors:
         self._steps = [self._make_step(net) for net in nets]
         self._variables = [parallel.replicate(n.variables, self._devices) for n in nets]
         self._queues: dict[_Shape, list[_Item]] = collections.defaultdict(list)
+        self._sizes: dict[_Shape, int] = {}  # of batches, by what there will be
 
-    def compute(self, examples: Examples) -> Iterator[tuple[Any, dict[Cell, Any]]]:
+    def compute(
+        self, examples: Examples, count: int | None = None
+    ) -> Iterator[tuple[Any, dict[Cell, Any]]]:
         """Yields `(tag, {cell: log posterior})` of each image once, in any order.
 
         Args:
           examples: `(tag, {cell: its views})`; views are uint8 `[h, w, channels]`.
+          count: how many there are, at most: batches of crops are then as large as
+            leaves the last one full.
 
         Yields:
           float64 arrays `[classes]`: the log of the mean over the cell's views.
@@ -99,13 +104,18 @@ class Posteriors:
         Raises:
           NotFiniteError: a net gives NaN.
         """
-        for items, log_posteriors in ahead(self._sent(examples), _IN_FLIGHT):
+        for items, log_posteriors in ahead(self._sent(examples, count), _IN_FLIGHT):
             yield from self._completed(items, jax.device_get(log_posteriors))
 
-    def _sent(self, examples: Examples) -> Iterator[tuple[list[_Item], jax.Array]]:
+    def _sent(
+        self, examples: Examples, count: int | None
+    ) -> Iterator[tuple[list[_Item], jax.Array]]:
         """Batches as they are full, at the end as they are, each sent when drawn."""
         for tag, cells in examples:
             job = _Job(tag, {cell: len(v) for cell, v in cells.items()}, {}, {})
+            if count is not None:  # all examples have as many crops as the first
+                self._expect(cells, count)
+                count = None
             for cell, views in cells.items():
                 for view in views:
                     shape = self._shape(cell, view)
@@ -122,7 +132,32 @@ class Posteriors:
             return _Shape(net, *protocols.bucket(*size), padded=True)
         return _Shape(net, *size, padded=False)
 
+    def _expect(self, cells: dict[Cell, list[np.ndarray]], count: int) -> None:
+        """Settles the sizes of batches of crops for so many examples like this."""
+        of_one = collections.Counter(
+            self._shape(cell, view) for cell, views in cells.items() for view in views
+        )
+        self._sizes = {
+            shape: self._fitting(shape, number * count)
+            for shape, number in of_one.items()
+            if not shape.padded
+        }
+
+    def _fitting(self, shape: _Shape, views: int) -> int:
+        """The size of which the fewest batches hold so many views, and few else.
+
+        In sixteenths of a whole batch, so that another number of views is seldom
+        another program.
+        """
+        whole, devices = self._whole(shape), len(self._devices)
+        sixteenth = -(-whole // (16 * devices)) * devices
+        each = -(-views // -(-views // whole))
+        return min(whole, -(-each // sixteenth) * sixteenth)
+
     def _batch_size(self, shape: _Shape) -> int:
+        return self._sizes.get(shape) or self._whole(shape)
+
+    def _whole(self, shape: _Shape) -> int:
         """A multiple of the number of devices."""
         crop = self._nets[shape.net].preprocessing.crop_size
         pixels = self._settings.batch_size * crop**2
@@ -132,15 +167,12 @@ class Posteriors:
     def _send(self, shape: _Shape) -> tuple[list[_Item], jax.Array]:
         """Sends a queue's views, padded to a batch of a size that is compiled.
 
-        A shape of which there never was a whole batch is compiled for as many eighths
-        of one as its views take.
+        A shape of which there never was a whole batch is compiled for those views.
         """
         items, count = self._queues.pop(shape), self._batch_size(shape)
         if shape not in self.shapes:
             self.shapes.add(shape)
-            devices = len(self._devices)
-            eighth = -(-count // (8 * devices)) * devices
-            count = min(count, -(-len(items) // eighth) * eighth)
+            count = min(count, self._fitting(shape, len(items)))
             message = "compiling shape %d: %d images of %s"
             logging.info(message, len(self.shapes), count, shape)
         channels = items[0][2].shape[-1]
