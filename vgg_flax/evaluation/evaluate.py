@@ -246,8 +246,9 @@ def _fill(
                 journal.add(tag.index, {**result, **failed})
                 bar.update()
 
+        whole_share = -(-total // processes)  # resumed, it has batches of the same size
         with contextlib.closing(journal):
-            for tag, log_posteriors in posteriors.compute(examples(), len(share)):
+            for tag, log_posteriors in posteriors.compute(examples(), whole_share):
                 journal.add(tag.index, images.result(tag, log_posteriors))
                 bar.update()
                 go_on()
