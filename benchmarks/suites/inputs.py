@@ -1,0 +1,50 @@
+"""`input`: images/s a core, of a view or of decoding alone, from folders of JPEGs."""
+
+from benchmarks.pairs import Row
+from benchmarks.workers import Contender
+
+_PEERS = {
+    "tf.data": ("tf", "tf_input"),
+    "torchvision": ("torch", "torchvision_input"),
+}
+_VIEWS = {  # title -> the view, and what resizes it here
+    "train view, cv2": ("train", "cv2"),
+    "train view, Pillow": ("train", "pillow"),
+    "test view": ("test", "pillow"),
+    "decoding alone": ("decode", "pillow"),
+}
+_BATCH = 32
+_TOLERANCE = 0.1  # of 8 x 8 pixels' means: tf.image's bilinear is not antialiased
+
+
+def rows() -> list[Row]:
+    """At two sizes, beside two peers; our views beside our decoding, too."""
+    rows = []
+    for width, height, count in ((500, 375, 256), (1500, 1000, 64)):
+        photos = {"width": width, "height": height, "count": count}
+        for title, (view, resize) in _VIEWS.items():
+            spec = {"photos": photos, "view": view, "resize": resize, "batch": _BATCH}
+            spec["batches"] = count // _BATCH
+            peers = {
+                name: Contender(name, environment, module, spec, cores=1)
+                for name, (environment, module) in _PEERS.items()
+            }
+            if title == "train view, cv2":
+                decoding = spec | {"view": "decode"}
+                peers["decoding alone"] = Contender(
+                    "vgg-flax", "ours", "ours_input", decoding, cores=1
+                )
+            rows += [
+                Row(
+                    "input",
+                    f"{title}, {width}x{height}",
+                    peer,
+                    Contender("vgg-flax", "ours", "ours_input", spec, cores=1),
+                    (contender,),
+                    amount=_BATCH,
+                    unit="images/s a core",
+                    tolerance=None if peer == "decoding alone" else _TOLERANCE,
+                )
+                for peer, contender in peers.items()
+            ]
+    return rows

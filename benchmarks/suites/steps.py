@@ -1,0 +1,75 @@
+"""`train` and `infer`: compiled steps beside torchvision, Keras on JAX, plain Flax."""
+
+from typing import Any
+
+from benchmarks.pairs import Row
+from benchmarks.workers import Contender
+
+MODES = ("eager", "channels-last", "compile")
+# float32 sums in other orders; a step's changes pass through twice as many layers.
+_TOLERANCE = {"infer": 1e-3, "train": 2e-2}
+PEERS = {"torchvision": "torch", "Keras on JAX": "keras", "plain Flax": "ours"}
+_MODULES = {
+    "torchvision": "torchvision_steps",
+    "Keras on JAX": "keras_steps",
+    "plain Flax": "flax_steps",
+}
+
+
+def spec(
+    variant: str,
+    batch: int,
+    *,
+    train: bool,
+    side: int = 224,
+    width: float = 1.0,
+    checked: bool = True,
+) -> dict[str, Any]:
+    """What every contender of a row is told; at 32 pixels 10 classes and a pool."""
+    head, classes = ("fc", 1000) if side == 224 else ("gap", 10)
+    weights = {"variant": variant, "width": width, "head": head, "classes": classes}
+    spec = {"batch": batch, "side": side, "train": train, "checked": checked}
+    return {**weights, **spec, "weights": weights}
+
+
+def contenders(peer: str, what: dict[str, Any]) -> tuple[Contender, ...]:
+    """Those of a peer: torchvision has three modes."""
+    environment, module = PEERS[peer], _MODULES[peer]
+    if peer != "torchvision":
+        return (Contender(peer, environment, module, what),)
+    return tuple(
+        Contender(mode, environment, module, what | {"mode": mode}) for mode in MODES
+    )
+
+
+def ours(what: dict[str, Any]) -> Contender:
+    """This package."""
+    return Contender("vgg-flax", "ours", "ours_steps", what)
+
+
+def rows(benchmark: str) -> list[Row]:
+    """Of `train` or `infer`."""
+    train = benchmark == "train"
+    chosen: list[tuple[str, str, dict[str, Any]]] = []
+    for size in (8,) if train else (8, 1):
+        for variant in ("vgg16", "vgg16_bn", "vgg11"):
+            for peer in PEERS:
+                norm = variant.endswith("_bn") and peer != "torchvision"
+                if norm or (peer == "Keras on JAX" and variant != "vgg16"):
+                    continue  # those nets the peer does not have
+                what = spec(variant, size, train=train)
+                chosen.append((f"{variant}, batch {size}", peer, what))
+    small = spec("vgg16_bn", 128, train=train, side=32)
+    chosen.append(("vgg16_bn at 32 pixels, batch 128", "torchvision", small))
+    return [
+        Row(
+            benchmark,
+            name,
+            peer,
+            ours(what),
+            contenders(peer, what),
+            amount=what["batch"],
+            tolerance=_TOLERANCE[benchmark],
+        )
+        for name, peer, what in chosen
+    ]
