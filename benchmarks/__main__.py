@@ -8,6 +8,7 @@ goes on after a stop. `report` renders benchmarks/README.md and results/ratios.p
 """
 
 import argparse
+import importlib
 import pathlib
 import sys
 import tempfile
@@ -17,13 +18,19 @@ from typing import Any
 
 from benchmarks import environments, pairs, report, results, workers
 from benchmarks.pairs import Row
-from benchmarks.suites import inputs, steps
+from benchmarks.suites import inputs, processes, steps, within
 from vgg_flax import errors
 
 SUITES: dict[str, Callable[[], list[Row]]] = {
     "train": lambda: steps.rows("train"),
     "infer": lambda: steps.rows("infer"),
+    "train_small": processes.train_small,
     "input": inputs.rows,
+    "loop": within.loop,
+    "evaluate": within.evaluate,
+    "dense": within.dense,
+    "startup": processes.startup,
+    "memory": processes.memory,
 }
 _MARGIN = 5 * 60  # seconds before the end after which no row is begun
 
@@ -49,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> int:
+def measure(options: argparse.Namespace) -> int:
     """Measures what was asked for; 1 if a row failed or was left for next time."""
     names = list(SUITES) if options.name == "all" else [options.name]
     given = {name: getattr(options, f"{name}_python") for name in environments.NAMES}
@@ -115,6 +122,9 @@ def say(text: str) -> None:
 
 def main() -> int:
     """The command line; returns its exit code."""
+    if sys.argv[1:2] in (["accelerator"], ["compiling"]):  # with options of their own
+        importlib.import_module(f"benchmarks.{sys.argv.pop(1)}").main()
+        return 0
     options = parser().parse_args()
     try:
         if options.name == "report":
@@ -124,7 +134,7 @@ def main() -> int:
             report.write(where, readme)
             say(f"wrote {readme} and {where / 'ratios.png'}")
             return 0
-        return run(options)
+        return measure(options)
     except errors.VGGFlaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

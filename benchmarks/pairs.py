@@ -28,6 +28,9 @@ class Row:
       unit: "images/s"; "s", "MiB" and the like where the smaller is better.
       sized: whether a measurement is as many repetitions as fill the wanted time,
         after one that warms up; else it is one.
+      longer: factor of that time.
+      trial: a row whose `theirs`, with the same labels, are tried instead.
+      pairs: so many at most; None: as many as are asked for.
       tolerance: of outputs that are compared first, as a share of the largest value;
         None: there are none.
     """
@@ -40,6 +43,9 @@ class Row:
     amount: float = 0
     unit: str = "images/s"
     sized: bool = True
+    longer: float = 1.0
+    trial: "Row | None" = None
+    pairs: int | None = None
     tolerance: float | None = None
 
     @property
@@ -105,6 +111,8 @@ def measure(row: Row, session: Session, count: int, seconds: float) -> dict[str,
     Raises:
       ContenderError: one ended, or outputs differ by more than the row's tolerance.
     """
+    seconds *= row.longer
+    count = min(count, row.pairs or count)
     if not row.theirs:
         with session.worker(row.ours) as ours:
             n = sized(ours, seconds) if row.sized else 1
@@ -144,10 +152,11 @@ def fastest(
     if len(row.theirs) == 1:
         return row.theirs[0], {}
     trial: dict[str, float] = {}
-    for contender in row.theirs:
+    tried = row.trial or row
+    for contender in tried.theirs:
         with session.worker(contender) as worker:
             n = sized(worker, seconds)
-            values = [row.figure(worker(n), n) for _ in range(2)]
+            values = [tried.figure(worker(n), n) for _ in range(2)]
         trial[contender.label] = (min if row.smaller_is_better else max)(values)
     best = (min if row.smaller_is_better else max)(trial, key=lambda k: trial[k])
     return next(c for c in row.theirs if c.label == best), trial

@@ -11,16 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import environments, photos, weight_files
+from benchmarks import environments
 from vgg_flax import errors
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Files that contenders share, by the key of a spec that asks for them.
-_FILES = {
-    "weights": weight_files.write,
-    "photos": photos.write,
-    "digits": photos.write_digits,
-}
 
 
 class ContenderError(errors.VGGFlaxError):
@@ -76,7 +70,7 @@ class Worker:
     def begin(self) -> None:
         """Waits until the work is prepared."""
         self.facts = self._answer()["facts"]
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._stop()
 
     def __call__(self, repetitions: int) -> float:
         """The value of so many repetitions: seconds, if the contender says no other."""
@@ -86,7 +80,7 @@ class Worker:
             self._process.stdin.write(f"{repetitions}\n")
             self._process.stdin.flush()
         answer = self._answer()
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._stop()
         self.peak_mib = answer["peak_mib"]
         if answer["note"] is not None:
             self.notes.append(answer["note"])
@@ -97,6 +91,14 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
+
+    def _stop(self) -> None:
+        """Returns when it is stopped, or has ended."""
+        pid = self._process.pid
+        os.killpg(pid, signal.SIGSTOP)
+        state = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if state is not None and state.si_code == os.CLD_STOPPED:
+            os.waitid(os.P_PID, pid, os.WSTOPPED)  # the next stop is another
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -130,10 +132,7 @@ class Session:
     @contextlib.contextmanager
     def worker(self, contender: Contender) -> Iterator[Worker]:
         """A contender, prepared; ended at the end."""
-        spec = dict(contender.spec)
-        for key, write in _FILES.items():
-            if key in spec:
-                spec[key] = str(write(self.folder, **spec[key]))
+        spec = self._with_files(contender.spec)
         cores = self.cores[: contender.cores or None]
         python = self.interpreters.path(contender.environment)
         spec |= {"folder": str(self.folder), "threads": len(cores), "cores": cores}
@@ -146,3 +145,17 @@ class Session:
                 yield worker
             finally:
                 worker.end()
+
+    def _with_files(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """`spec` with paths for what it says of files, which are written once."""
+        if not spec.keys() & {"weights", "photos", "digits"}:
+            return dict(spec)
+        from benchmarks import photos, weight_files  # these import JAX
+
+        writers = {
+            "weights": weight_files.write,
+            "photos": photos.write,
+            "digits": photos.write_digits,
+        }
+        asked = {key: writers[key] for key in writers if key in spec}
+        return spec | {k: str(f(self.folder, **spec[k])) for k, f in asked.items()}

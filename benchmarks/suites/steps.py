@@ -61,15 +61,17 @@ def rows(benchmark: str) -> list[Row]:
                 chosen.append((f"{variant}, batch {size}", peer, what))
     small = spec("vgg16_bn", 128, train=train, side=32)
     chosen.append(("vgg16_bn at 32 pixels, batch 128", "torchvision", small))
-    return [
-        Row(
-            benchmark,
-            name,
-            peer,
-            ours(what),
-            contenders(peer, what),
-            amount=what["batch"],
-            tolerance=_TOLERANCE[benchmark],
-        )
-        for name, peer, what in chosen
-    ]
+    return [row(benchmark, *fields) for fields in chosen]
+
+
+def row(benchmark: str, name: str, peer: str, what: dict[str, Any]) -> Row:
+    """Us and a peer, in images/s."""
+    return Row(
+        benchmark,
+        name,
+        peer,
+        ours(what),
+        contenders(peer, what),
+        amount=what["batch"],
+        tolerance=_TOLERANCE[benchmark],
+    )
