@@ -10,6 +10,7 @@ goes on after a stop. `report` renders benchmarks/README.md and results/ratios.p
 import argparse
 import importlib
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -125,6 +126,7 @@ def main() -> int:
     if sys.argv[1:2] in (["accelerator"], ["compiling"]):  # with options of their own
         importlib.import_module(f"benchmarks.{sys.argv.pop(1)}").main()
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the contenders
     options = parser().parse_args()
     try:
         if options.name == "report":

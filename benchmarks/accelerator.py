@@ -1,6 +1,6 @@
 """Training and inference steps on this accelerator beside torchvision's: images/s.
 
-python -m benchmarks.accelerator [--variant vgg16] [--batch-sizes 64,256] [--pairs 5]:
+python -m benchmarks accelerator [--variants vgg16] [--batch-sizes 64,256] [--pairs 5]:
 both in bfloat16 at 224 pixels, on batches that are on the device already. Ours is the
 compiled training step of `configs/vgg16_imagenet.py` on one device; torchvision's is
 channels-last under autocast, through `torch.compile`. Pairs are taken in turn. The

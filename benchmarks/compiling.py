@@ -1,6 +1,6 @@
 """vgg16's training step for TPUs that are not here: exchanges and memory, as a table.
 
-python -m benchmarks.compiling [ROW ...]: each row is one `vgg-flax compile`, in a
+python -m benchmarks compiling [ROW ...]: each row is one `vgg-flax compile`, in a
 process of its own, for a minute or more. Needs the extra `tpu-aot`. Quoted by
 docs/compiling.md.
 """

@@ -38,6 +38,7 @@ from documents import (
 )
 
 import train
+from benchmarks import __main__ as benchmarks
 from vgg_flax import cli, config
 from vgg_flax.config import recipe
 
@@ -66,6 +67,10 @@ def parse(command: Command) -> None:
     match command:
         case ["python", "train.py", *arguments]:
             config.check(parse_training(arguments))
+        case ["python", "-m", "benchmarks", ("accelerator" | "compiling") as name]:
+            assert importlib.util.find_spec(f"benchmarks.{name}")
+        case ["python", "-m", "benchmarks", *arguments]:
+            benchmarks.parser().parse_args(arguments)
         case ["python", "-m", module, *arguments]:
             parse_module(module, arguments)
         case ["vgg-flax", *arguments]:
