@@ -53,6 +53,10 @@ class Row:
         """Whether figures are costs, not rates."""
         return not self.amount
 
+    def count(self, asked: int) -> int:
+        """Pairs that are measured where so many are asked for."""
+        return min(asked, self.pairs or asked)
+
     def figure(self, value: float, repetitions: int) -> float:
         """The value of so many repetitions, in `unit`."""
         if self.smaller_is_better:
@@ -112,7 +116,7 @@ def measure(row: Row, session: Session, count: int, seconds: float) -> dict[str,
       ContenderError: one ended, or outputs differ by more than the row's tolerance.
     """
     seconds *= row.longer
-    count = min(count, row.pairs or count)
+    count = row.count(count)
     if not row.theirs:
         with session.worker(row.ours) as ours:
             n = sized(ours, seconds) if row.sized else 1

@@ -162,7 +162,8 @@ def plot(results: Results, path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [(b, row) for b, rows in results.items() for row in rows if row["peer"]]
+    ratios = {k: v for k, v in results.items() if k not in targets.ABSOLUTE}
+    rows = [(b, row) for b, rows in ratios.items() for row in rows if row["peer"]]
     height = 1.2 + 0.25 * len(rows)
     figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
     labels = []
@@ -171,7 +172,7 @@ def plot(results: Results, path: pathlib.Path) -> None:
         axes.plot([row["min"], row["max"]], [place, place], color=color, linewidth=2)
         axes.plot(row["ratio"], place, "o", color=color, markersize=5)
         target = targets.TARGETS.get((benchmark, row["name"], row["peer"]))
-        if target and benchmark not in targets.ABSOLUTE:
+        if target:
             axes.plot(target[0], place, "|", color="black", markersize=10)
             axes.plot(target[1], place, "*", color="black", markersize=6)
         less = " (less is better)" * row["smaller_is_better"]

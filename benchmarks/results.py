@@ -52,8 +52,11 @@ class File:
         aside.replace(self.path)
 
 
-def identity(row: Row, session: Session, pairs: int) -> dict[str, Any]:
-    """What a row is and depends on; two that are equal in this are one."""
+def identity(row: Row, session: Session, asked: int) -> dict[str, Any]:
+    """What a row is and depends on; two that are equal in this are one.
+
+    `asked`: for so many pairs.
+    """
     environments = {c.environment for c in (row.ours, *row.theirs)}
     versions = {e: session.interpreters.versions(e) for e in sorted(environments)}
     return {
@@ -62,7 +65,7 @@ def identity(row: Row, session: Session, pairs: int) -> dict[str, Any]:
         "jax": session.interpreters.versions("ours")["jax"],
         "unit": row.unit,
         "smaller_is_better": row.smaller_is_better,
-        "pairs": pairs,
+        "pairs": row.count(asked),
         "code": code_digest(),
         "versions": versions,
         "machine": machine(len(session.cores)),

@@ -6,15 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import vgg_flax
 from benchmarks.contenders import serve, work
 from vgg_flax import config, parallel
+from vgg_flax import net as net_lib
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
 
 
+def _load(spec: dict[str, Any]) -> net_lib.Net:
+    side = spec["side"]  # which a pooled net's layers do not tell
+    return net_lib.load(spec["weights"], crop_size=side, test_scale=side)
+
+
 def _infer(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
-    net = vgg_flax.load(spec["weights"])
+    net = _load(spec)
     images = jnp.asarray(work.batch(spec)[0])
     forward = jax.jit(lambda net, images: net(images))
     facts = work.kept(spec, "ours", logits=forward(net, images))
@@ -45,7 +50,7 @@ def _state(spec: dict[str, Any], recipe: config.Config) -> state_lib.TrainState:
     """A new run's state with the weights of the file."""
     shapes = jax.eval_shape(lambda: state_lib.init_state(recipe))
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    variables = vgg_flax.load(spec["weights"]).variables
+    variables = _load(spec).variables
     state = empty.replace(
         params=variables["params"], batch_stats=variables.get("batch_stats", {})
     )
