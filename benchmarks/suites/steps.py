@@ -6,8 +6,8 @@ from benchmarks.pairs import Row
 from benchmarks.workers import Contender
 
 MODES = ("eager", "channels-last", "compile")
-# float32 sums in other orders; a step's changes pass through twice as many layers.
-_TOLERANCE = {"infer": 1e-3, "train": 2e-2}
+# float32 sums in other orders; a small change of a weight is rounded as the weight is.
+_TOLERANCE = {"infer": 1e-3, "train": 5e-2}
 PEERS = {"torchvision": "torch", "Keras on JAX": "keras", "plain Flax": "ours"}
 _MODULES = {
     "torchvision": "torchvision_steps",
