@@ -4,7 +4,7 @@ import itertools
 import pathlib
 from typing import Any
 
-import tensorflow as tf  # pyright: ignore[reportMissingImports]
+import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
 from benchmarks.contenders import serve, work
 
