@@ -1,9 +1,11 @@
-"""Small nets for the tests of protocols, and their logits; the shapes of any net."""
+"""Small nets for the tests of protocols; the shapes and the equations of any net."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +29,18 @@ def _traced(net: model.VGG, x64: bool) -> Any:
     side = net.smallest_image
     images = np.zeros((1, side, side, net.in_channels), net.param_dtype)
     return jax.eval_shape(net.init, jax.random.key(0), images)
+
+
+def equations(net: model.VGG, variables: Any, images: Any) -> Iterator[Any]:
+    """What JAX traces of a call of `net`, also within its functions."""
+
+    def within(jaxpr: Any) -> Iterator[Any]:
+        for equation in jaxpr.eqns:
+            yield equation
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from within(inner)
+
+    return within(jax.make_jaxpr(net.apply)(variables, images).jaxpr)
 
 
 def tiny_net(variant: str = "vgg8", seed: int = 0, **fields: Any) -> Net:

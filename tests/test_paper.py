@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nets import equations
 
 from vgg_flax import config, model
 
@@ -57,9 +58,8 @@ def multiplications(variant: str) -> int:
     """Multiply-adds of the convolutions and matrix products in one forward pass."""
     net = model.VGG(variant)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    jaxpr = jax.make_jaxpr(net.apply)(shapes(variant), images)
     total = 0
-    for equation in jaxpr.jaxpr.eqns:
+    for equation in equations(net, shapes(variant), images):
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
             right, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
             total += math.prod(out) * math.prod(right[:-1])  # HWIO, or [in, out]
