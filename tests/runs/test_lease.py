@@ -80,7 +80,10 @@ def take(path: object, stale: float = STALE) -> str:
 
 def move_to_another_host(path: pathlib.Path) -> None:
     """The lease as a holder on another host would have written it."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), "host": "elsewhere"}))
+    values = {**json.loads(path.read_text()), "host": "elsewhere"}
+    whole = path.with_name("elsewhere.json")  # who renews reads it at any time
+    whole.write_text(json.dumps(values))
+    whole.replace(path)
 
 
 def test_of_starts_at_once_one_holds_and_a_killed_one_blocks_nobody(
@@ -131,6 +134,23 @@ def test_on_another_host_who_is_silent_loses_it_and_writes_no_more(
     for one in (first, second):  # without a lock
         one.order(f"take {path} 5 50")
     assert sorted(one.answer()[:4] for one in (first, second)) == ["done", "erro"]
+
+
+def test_a_lease_that_cannot_be_read_for_a_moment_is_renewed_again(
+    worker: Callable[[], Worker], tmp_path: pathlib.Path
+) -> None:
+    first, file = worker(), tmp_path / "lease.json"
+    assert first.does(take(str(file))) == "done"
+    content = file.read_bytes()
+    file.write_bytes(b"")
+    time.sleep(5 * RENEW)
+    file.write_bytes(content)
+    before = file.stat().st_mtime_ns
+    end = time.monotonic() + 20
+    while file.stat().st_mtime_ns == before:
+        assert time.monotonic() < end
+        time.sleep(RENEW)
+    assert first.does("check") == "done"
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,10 @@ class Lease:
         while not self._done.wait(self._renew_seconds):
             try:
                 holder = self._look()[1]
-                if holder is None or not self._is_ours(holder):
-                    return  # `check` will tell
+                if holder is None:  # gone, or half written: `check` tells if it stays
+                    continue
+                if not self._is_ours(holder):
+                    return  # as `check` will tell
                 if self._is_local:
                     os.utime(self._path)
                 else:
