@@ -50,13 +50,7 @@ def _decoded(spec: dict[str, Any]) -> Iterator[np.ndarray]:
 def prepare(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
     """The work of `spec`."""
     made = _decoded(spec) if spec["view"] == "decode" else _batches(spec)
-    facts = work.seen(spec, "ours", made)
-
-    def run(repetitions: int) -> None:
-        for _ in range(repetitions):
-            next(made)
-
-    return run, facts
+    return work.drawing(spec, "ours", made)
 
 
 if __name__ == "__main__":

@@ -49,13 +49,7 @@ def prepare(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
     """The work of `spec`."""
     torch.set_num_threads(spec["threads"])
     made = _decoded(spec) if spec["view"] == "decode" else _batches(spec)
-    facts = work.seen(spec, "torchvision", (x.movedim(-3, -1).numpy() for x in made))
-
-    def run(repetitions: int) -> None:
-        for _ in range(repetitions):
-            next(made)
-
-    return run, facts
+    return work.drawing(spec, "torchvision", (x.movedim(-3, -1).numpy() for x in made))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work that contenders of `train` and `infer` share: images, labels, the update.
+"""The work that contenders share: images, labels, the update, and batches drawn.
 
 NumPy only: it runs in the peers' environments as well.
 """
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from benchmarks.contenders.serve import Run
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -35,8 +37,10 @@ def kept(spec: dict[str, Any], name: str, **outputs: Any) -> dict[str, Any]:
     return {"outputs": str(path)}
 
 
-def seen(spec: dict[str, Any], name: str, made: Iterator[np.ndarray]) -> dict[str, Any]:
-    """Facts of what a contender of `input` makes first, NHWC.
+def drawing(
+    spec: dict[str, Any], name: str, made: Iterator[np.ndarray]
+) -> tuple[Run, dict[str, Any]]:
+    """A contender of `input`: it draws from `made`, NHWC; with facts of what is first.
 
     Of training, whose views are random, the shape of a batch. Of test views, whose
     order is each library's own, also means over all images of the split and 8 x 8
@@ -50,7 +54,12 @@ def seen(spec: dict[str, Any], name: str, made: Iterator[np.ndarray]) -> dict[st
         outputs["blocks"] = sum(others, _blocks(images)) / spec["batches"]
     elif spec["view"] == "decode":
         outputs["blocks"] = _blocks(images[None])
-    return kept(spec, name, **outputs)
+
+    def run(repetitions: int) -> None:
+        for _ in range(repetitions):
+            next(made)
+
+    return run, kept(spec, name, **outputs)
 
 
 def _blocks(images: np.ndarray) -> np.ndarray:

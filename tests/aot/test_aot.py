@@ -63,7 +63,7 @@ def text(convolve):
         x = jax.nn.relu(convolve(x, kernels[0], "SAME"))
         return jnp.square(convolve(x, kernels[1], "VALID")).sum()
 
-    shapes = (3, 3, 16, 32), (3, 3, 32, 32), (8, 16, 16, 16)
+    shapes = (3, 3, 32, 32), (3, 3, 32, 32), (32, 16, 16, 32)
     *kernels, x = (
         jax.ShapeDtypeStruct(shape, sys.argv[1], sharding=chip) for shape in shapes)
     step = jax.jit(jax.value_and_grad(loss)).lower(kernels, x)
