@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ORBAX_LEAVES_COROUTINES
 
+from tests import processes
 from vgg_flax import config, parallel
 from vgg_flax.runs import checkpoint
 from vgg_flax.runs.leaves import from_leaves, to_leaves
@@ -45,6 +46,19 @@ def save(
     score = None if top1 is None else ("top1", top1)
     checkpoints.save(step, stamped, {"note": f"step {step}"}, score)
     checkpoints.wait()
+
+
+# Saves in a folder, and says why it failed.
+SAVES = """
+import pathlib, sys
+import jax.numpy as jnp
+from vgg_flax.runs import checkpoint
+state = {"params": {"fc8": {"kernel": jnp.ones((4, 4))}}, "batch_stats": {},
+         "step": jnp.ones((), jnp.int32)}
+with checkpoint.Checkpoints(pathlib.Path(sys.argv[1]), keep=3) as checkpoints:
+    checkpoints.save(1, state, {}, None)
+    checkpoints.wait()
+"""
 
 
 def flip_a_bit(folder: pathlib.Path) -> None:
@@ -90,6 +104,25 @@ def test_buffers_may_be_donated_while_a_save_is_under_way(
         checkpoints.wait()
         leaves = checkpoints.read(1).leaves
     np.testing.assert_array_equal(leaves["params/fc6/kernel"], before)
+
+
+@pytest.mark.parametrize("left", [30, 45])
+def test_where_a_folder_cannot_be_made_the_process_ends_with_the_reason(
+    left: int, tmp_path: pathlib.Path
+) -> None:
+    """Paths of more than 4,095 bytes can't: the folder of the step, or those in it.
+
+    Orbax's threads waited five minutes for a folder that nobody made.
+    """
+    path = str(tmp_path / "run")
+    while len(path) < 4095 - left - 200:
+        path += "/" + "d" * 180
+    path += "/" + "d" * (4095 - left - len(path) - 1)
+    (process,) = processes.start_python([["-c", SAVES, path]], devices=1)
+    code, _, err = processes.finish(process, 120)
+    assert code == 1
+    assert "File name too long" in err.splitlines()[-1]
+    assert "CheckpointError: cannot save step 1" in err
 
 
 def test_the_newest_three_and_the_best_are_kept(

@@ -129,6 +129,9 @@ class Manager(ocp.CheckpointManager):
                 best_mode="max",
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 prevent_write_metrics=True,
+                # Where making them in the background fails, other threads wait five
+                # minutes for them, and the process with these when it ends.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 step_name_format=_Names(),
                 # A run that is saving has one, and would lose it to its readers.
                 cleanup_tmp_directories=not read_only,
