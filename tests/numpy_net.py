@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray]
 def oracle(
     net: model.VGG, variables: Any, images: np.ndarray, train: bool = False
 ) -> tuple[np.ndarray, Arrays, Any]:
-    """Logits, taps and (after a training step) BatchNorm's running statistics."""
+    """Logits, each layer's output and (after a step) BatchNorm's running statistics."""
     params, taps, running = variables["params"], {}, {}
     x, stage, layer = images, 1, 1
     for symbol in LAYERS[net.variant].replace(" ", ""):
@@ -33,9 +33,10 @@ def oracle(
             x = taps[f"pool{stage}"] = pool(x, net.pooling)
             stage, layer = stage + 1, 1
         elif symbol == "L":
-            x = lrn(x)
+            x = taps["lrn1"] = lrn(x)
         else:
             x = convolution(x, params[f"conv{name}"], int(symbol))
+            taps[f"conv{name}"] = x
             if net.variant.endswith("_bn"):
                 statistics = variables["batch_stats"][f"bn{name}"]
                 mean, var = statistics["mean"], statistics["var"]
@@ -47,14 +48,16 @@ def oracle(
                     mean, var = batch["mean"], batch["var"]
                 scale, bias = (params[f"bn{name}"][key] for key in ("scale", "bias"))
                 x = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+                taps[f"bn{name}"] = x
             x = taps[f"relu{name}"] = np.maximum(x, 0)
             layer += 1
-    if net.head == "gap":
-        x = x.mean((1, 2))
-        return x @ params["fc8"]["kernel"][0, 0] + params["fc8"]["bias"], taps, running
-    x = taps["relu6"] = np.maximum(sliding_fc(x, params["fc6"], net.fc6_window), 0)
-    x = taps["relu7"] = np.maximum(sliding_fc(x, params["fc7"], 1), 0)
-    return sliding_fc(x, params["fc8"], 1).mean((1, 2)), taps, running
+    if net.head == "fc":
+        for name, side in (("6", net.fc6_window), ("7", 1)):
+            x = taps[f"fc{name}"] = sliding_fc(x, params[f"fc{name}"], side)
+            x = taps[f"relu{name}"] = np.maximum(x, 0)
+    x = taps["fc8"] = sliding_fc(x, params["fc8"], 1)
+    logits = taps["logits"] = x.mean((1, 2))
+    return logits, taps, running
 
 
 def convolution(x: np.ndarray, params: Arrays, side: int) -> np.ndarray:

@@ -18,7 +18,8 @@ FLOORS = (
     {"images", "runs"},
     {"data", "weights"},
     {"net", "training"},
-    {"evaluation"},
+    {"loading"},
+    {"evaluation", "perceptual"},
     {"inference", "aot"},
     {"commands"},
     {"cli"},
@@ -55,6 +56,7 @@ OWNERS = {  # top-level package -> the only files that import it
 LOCAL = {
     "storage": "whole_file writes aside on a local disk, and renames or uploads",
     "console": "lets a stream that nobody reads end in /dev/null",
+    "perceptual/lpips": "reads this package's own data",
     "parallel/distributed": "hashes this package's own source",
     "parallel/compilation_cache": "keeps programs on a disk, as JAX does",
     "data/imagenet": "reads this package's own data",

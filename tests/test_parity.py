@@ -212,3 +212,106 @@ def test_keras_hub(photos: list[PIL.Image.Image], tmp_path: pathlib.Path) -> Non
     assert loaded.variant == "vgg11"
     pixels = loaded.preprocessing.normalize(views(loaded, photos))
     check(loaded, photos, keras_logits(module, pixels))
+
+
+def assert_features(found: Any, expected: Any, name: str) -> None:
+    """Within 1e-4 of how far the photos' values lie apart."""
+    expected = np.asarray(expected)
+    ours = np.asarray(found).reshape(expected.shape)  # FC layers are maps here
+    spread = np.abs(expected - expected.mean(axis=0)).max()
+    assert spread > 0, name
+    assert np.abs(ours - expected).max() <= 1e-4 * spread, name
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "vgg19"])
+def test_torchvision_features(
+    name: str, photos: list[PIL.Image.Image], tmp_path: pathlib.Path
+) -> None:
+    """Every module of torchvision's that computes something, by its own name."""
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision.models")
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    module = randomise(getattr(models, name)(init_weights=False))
+    for part in module.modules():
+        if isinstance(part, torch.nn.ReLU):
+            part.inplace = False  # or a convolution's output is its ReLU's
+    leaves = [n for n, part in module.named_modules() if not list(part.children())]
+    leaves.remove("avgpool")  # which at 224 pixels does nothing
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    loaded = vgg_flax.load(tmp_path / "weights.pth")
+    images = np.asarray(loaded.preprocessing.normalize(views(loaded, photos[:3])))
+    extractor = extraction.create_feature_extractor(module, leaves)
+    with torch.no_grad():
+        expected = extractor(torch.tensor(images).permute(0, 3, 1, 2))
+    with jax.default_matmul_precision("highest"):
+        found = loaded.features(images, leaves)
+    assert len(leaves) > 40
+    for name, values in expected.items():
+        assert_features(found[name], values.movedim(1, -1).numpy(), name)
+
+
+def test_keras_features(photos: list[PIL.Image.Image], tmp_path: pathlib.Path) -> None:
+    """Every layer of Keras's VGG16 that computes something, by its own name."""
+    keras = pytest.importorskip("keras")
+    vgg16 = keras.applications.vgg16
+    module = vgg16.VGG16(weights=None, classifier_activation=None)
+    randomise_keras(module)
+    module.save_weights(tmp_path / "keras.weights.h5")
+    loaded = vgg_flax.load(tmp_path / "keras.weights.h5", preprocessing="caffe")
+    idle = ("input_layer", "flatten", "predictions")
+    layers = [x for x in module.layers if not x.name.startswith(idle)]
+    extractor = keras.Model(module.input, [layer.output for layer in layers])
+    pixels = views(loaded, photos[:3])
+    with jax.numpy_rank_promotion("allow"):
+        expected = extractor(vgg16.preprocess_input(pixels.astype(np.float32)))
+    names = [layer.name for layer in layers]
+    assert len(names) == 13 + 5 + 2
+    with jax.default_matmul_precision("highest"):
+        found = loaded.features(pixels, names)
+    for name, values in zip(names, expected, strict=True):
+        assert_features(found[name], values, name)
+
+
+@pytest.mark.filterwarnings("ignore:.*pretrained.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:Arguments other than a weight enum:UserWarning")
+@pytest.mark.parametrize("side", [64, 90])
+def test_lpips(
+    side: int, photos: list[PIL.Image.Image], tmp_path: pathlib.Path
+) -> None:
+    """The package itself, with our trunk: values and gradients of six pairs."""
+    torch = pytest.importorskip("torch")
+    lpips = pytest.importorskip("lpips")
+    models = pytest.importorskip("torchvision.models")
+    trunk = randomise(models.vgg16(init_weights=False))
+    torch.save(trunk.state_dict(), tmp_path / "vgg16.pth")
+    net = vgg_flax.load(tmp_path / "vgg16.pth", include_top=False)
+    peer = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    state = trunk.features.state_dict()
+    for i in range(1, 6):
+        piece = getattr(peer.net, f"slice{i}")
+        piece.load_state_dict({k: state[k] for k in piece.state_dict()})
+    sized = [np.asarray(p.resize((side, side + 7)), np.float32) for p in photos]
+    a = np.stack(sized) / 127.5 - 1
+    b = a[::-1].copy()
+
+    def compare(a: np.ndarray, b: np.ndarray, peer: Any, net: Any) -> float:
+        """Sees that distances are equal; how far apart gradients are, as a share."""
+        x, y = (torch.tensor(v).permute(0, 3, 1, 2) for v in (a, b))
+        values = peer(x.requires_grad_(), y).flatten()
+        values.sum().backward()
+        expected = x.grad.permute(0, 2, 3, 1).numpy()
+        with jax.default_matmul_precision("highest"):
+            ours = vgg_flax.perceptual.lpips(net, a, b)
+            gradient = jax.grad(lambda x: vgg_flax.perceptual.lpips(net, x, b).sum())(a)
+        assert ours.dtype == a.dtype and values.min() > 0.01
+        np.testing.assert_allclose(ours, values.detach().numpy(), rtol=0, atol=1e-5)
+        return np.abs(gradient - expected).max() / np.abs(expected).max()
+
+    # Rounded to float32 a pool's two largest values may be equal for one of us, and its
+    # gradient go elsewhere; in float64 none are.
+    assert compare(a, b, peer, net) < 0.1
+    with jax.enable_x64(True):
+        double = vgg_flax.load(
+            tmp_path / "vgg16.pth", include_top=False, dtype="float64"
+        )
+        assert compare(np.float64(a), np.float64(b), peer.double(), double) < 1e-4

@@ -5,17 +5,24 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vgg_flax import perceptual
+    from vgg_flax.loading import load
     from vgg_flax.model import VARIANTS, VGG
-    from vgg_flax.net import load
 
 __version__ = importlib.metadata.version("vgg-flax")
-__all__ = ["VARIANTS", "VGG", "__version__", "load"]
+__all__ = ["VARIANTS", "VGG", "__version__", "load", "perceptual"]
 
 # Flax and Orbax take seconds to import, and a mistake in a flag is told without them.
-_MODULES = {"VARIANTS": "model", "VGG": "model", "load": "net"}
+_MODULES = {"VARIANTS": "model", "VGG": "model", "load": "loading"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "perceptual":
+        return importlib.import_module("vgg_flax.perceptual")
     if name not in _MODULES:
         raise AttributeError(f"module 'vgg_flax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"vgg_flax.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

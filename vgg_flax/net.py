@@ -1,28 +1,27 @@
-"""`load`: a trained net, its variables and its card, from wherever they are."""
+"""A net ready to use: its variables and its card."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from etils import epath
 
-from vgg_flax import storage
-from vgg_flax.data import imagenet
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG  # `model` is an attribute below
-from vgg_flax.runs import checkpoint, step_folders
-from vgg_flax.weights import WeightsError, checksum, fetch, urls
-from vgg_flax.weights import card as card_lib
 from vgg_flax.weights.card import ModelCard
-from vgg_flax.weights.lineages import mapping
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Net:
     """A net ready to use. A pytree whose leaves are the variables' arrays.
+
+    Nets that differ in their arrays alone, such as two steps of a run, have one
+    structure: `jit` compiles once, and `jax.tree.map` takes them together. What that
+    returns is of no file: its `source` and `sha256` are empty. Two nets are equal if
+    they are the same object.
 
     Attributes:
       variables: `params` and, with BatchNorm, `batch_stats`.
@@ -32,7 +31,31 @@ class Net:
     """
 
     variables: dict[str, Any]
-    card: ModelCard = dataclasses.field(metadata={"static": True})
+    card: ModelCard
+
+    def tree_flatten_with_keys(self) -> tuple[Any, ModelCard]:
+        """The variables, and what a computation depends on besides."""
+        key = jax.tree_util.GetAttrKey("variables")
+        unsigned = dataclasses.replace(self.card, source="", sha256="")
+        return ((key, self.variables),), unsigned
+
+    @classmethod
+    def tree_unflatten(cls, card: ModelCard, children: Any) -> "Net":
+        """The inverse, of other variables."""
+        (variables,) = children
+        return cls(variables, card)
+
+    def __repr__(self) -> str:
+        count = sum(jnp.size(leaf) for leaf in jax.tree.leaves(self.variables))
+        known, pixels = self.model.layer_names, self.preprocessing
+        return (
+            f"Net({self.variant}, {count:,} params, {self.model.dtype}\n"
+            f"  layers: {known[0]} to {known[-1]}\n"
+            f"  test view: {pixels.crop_size} pixels of {pixels.test_scale}, mean "
+            f"{_short(pixels.mean)}, std {_short(pixels.std)}\n"
+            f"  source: {self.source or 'made here'}\n"
+            f"  sha256: {self.sha256[:16]})"
+        )
 
     def __call__(self, images: Any) -> jax.Array:
         """Logits `[batch, classes]` of images `[batch, height, width, channels]`.
@@ -45,17 +68,65 @@ class Net:
           TypeError: images of another integer type.
           ValueError: images of another rank or channel count, or too small.
         """
+        logits: Any = self.model.apply(self.variables, self._normalized(images))
+        return logits
+
+    def features(
+        self, images: Any, layers: str | Sequence[str] = "pool5"
+    ) -> dict[str, jax.Array]:
+        """What `layers` give, by the names given; nothing beyond them is computed.
+
+        Args:
+          images: as in a call, any size that the deepest layer can take.
+          layers: one or several of `net.layers`, or torchvision's (`features.22`),
+            timm's (`pre_logits.fc1`) or Keras's (`block3_conv3`, which is after its
+            ReLU) names of the same.
+
+        Returns:
+          `[batch, h, w, channels]` in the computation's dtype; `fc8` and `logits` in
+          the params', and of `logits` `[batch, classes]`.
+
+        Raises:
+          TypeError: images of another integer type.
+          ValueError: no such layer, with the names that are nearest; images of another
+            rank or channel count, or too small for a layer.
+        """
+        found: Any = self.model.apply(
+            self.variables,
+            self._normalized(images, self.model.deepest(layers)),
+            layers,
+            method="features",
+        )
+        return found
+
+    def until(self, layer: str) -> "Net":
+        """The net that ends with `layer`, which a call returns; no params beyond.
+
+        Raises:
+          ValueError: no such layer, with the names that are nearest.
+        """
+        last = self.model.deepest(layer)
+        if last == "logits":
+            return self
+        model = self.model.clone(until=last)
+        kept = set(model.layer_names)
+        variables = {
+            collection: {name: leaves for name, leaves in tree.items() if name in kept}
+            for collection, tree in self.variables.items()
+        }
+        return self.replace(variables=variables, model=model, class_names=())
+
+    def _normalized(self, images: Any, layer: str | None = None) -> jax.Array:
         images = jnp.asarray(images)
-        self.model.check(images)
+        self.model.check(images, layer)
         if images.dtype == jnp.uint8:
-            images = self.preprocessing.normalize(images, dtype=self.model.param_dtype)
-        elif not jnp.issubdtype(images.dtype, jnp.floating):
+            return self.preprocessing.normalize(images, dtype=self.model.param_dtype)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(
                 f"images have dtype {images.dtype}; expected uint8 (0 to 255), or "
                 "floats from net.preprocessing.normalize"
             )
-        logits: Any = self.model.apply(self.variables, images)
-        return logits
+        return images
 
     def replace(self, *, variables: Any = None, **fields: Any) -> "Net":
         """A copy with other `variables`, or other fields of the card."""
@@ -63,6 +134,18 @@ class Net:
             variables=self.variables if variables is None else variables,
             card=dataclasses.replace(self.card, **fields),
         )
+
+    @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """What `features` knows, from the image on: the shape of each for a test view.
+
+        `(h, w, channels)`; of `logits` `(classes,)`.
+        """
+        side, names = self.preprocessing.crop_size, self.model.layer_names
+        view = jax.ShapeDtypeStruct((1, side, side, self.model.in_channels), "float32")
+        apply = functools.partial(self.model.apply, method="features", layers=names)
+        found: Any = jax.eval_shape(apply, self.variables, view)
+        return {name: found[name].shape[1:] for name in names}
 
     @property
     def model(self) -> VGG:
@@ -110,180 +193,5 @@ class Net:
         return self.card.sha256
 
 
-def load(
-    path_or_name: epath.PathLike,
-    step: int | str = "last",
-    *,
-    variant: str | None = None,
-    include_top: bool = True,
-    num_classes: int | None = None,
-    preprocessing: str | None = None,
-    crop_size: int | None = None,
-    test_scale: int | None = None,
-    dtype: Any = None,
-    sha256: str | None = None,
-) -> Net:
-    """The net in a run directory, a weight file, on the hub, or behind a URL.
-
-    Weight files are recognised by their content and their tensors' names: safetensors,
-    PyTorch (new and of 2017), Keras and flaxmodels HDF5, Caffe; the lineages are those
-    of `weights.lineages.layouts`. A load is whole, or an error.
-
-    Args:
-      path_or_name: a run's --workdir (or its `checkpoints`, or a step's folder in
-        that), a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
-      step: of a run: "last", "best" (on the validation split) or a number. A damaged
-        one is told, and is neither the last nor the best.
-      variant: of a file, where its names can't tell ("vgg11_lrn").
-      include_top: False: the convolutions only (`head="none"`).
-      num_classes: other than the weights': fc8 starts anew.
-      preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
-      crop_size: the side of the test view in pixels, instead of the weights' own:
-        what the run or the file says of itself, or else 32 pixels for each of fc6's
-        window, or else the lineage's.
-      test_scale: the smaller side of the image of which that is the centre; None:
-        the weights' own, or `crop_size` where that is not the weights'.
-      dtype: of params and computation; None: float32, or the run's own.
-      sha256: what the file's must be.
-
-    Raises:
-      VGGFlaxError: no such thing, damaged, not the weights of a VGG, or weights that
-        do not tell their pixels, for which an argument is then asked.
-    """
-    source = str(path_or_name)
-    _check_dtype(dtype)
-    _check_classes(num_classes, include_top)
-    card_lib.check_sizes(crop_size, test_scale)
-    folder = _local_folder(source)
-    if folder is not None:
-        workdir, step = _find_run(folder, step)
-        _refuse_in_runs(
-            source,
-            variant=variant,
-            num_classes=num_classes,
-            preprocessing=preprocessing,
-            include_top=None if include_top else False,
-        )
-        net = _load_checkpoint(source, workdir, step, dtype, sha256)
-        return Net(net.variables, net.card.with_sizes(crop_size, test_scale))
-    if step != "last":
-        shown = urls.shown(source)
-        raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
-    container = fetch.read(source, sha256=sha256)
-    weights = mapping.to_weights(
-        container.tensors,
-        sha256=container.sha256,
-        metadata=container.metadata,
-        variant=variant,
-        include_top=include_top,
-        num_classes=num_classes,
-        preprocessing=preprocessing,
-        crop_size=crop_size,
-        test_scale=test_scale,
-        dtype=dtype,
-    )
-    return _of_file(urls.shown(source), container.sha256, weights)
-
-
-def _local_folder(source: str) -> epath.Path | None:
-    """The folder that `source` is; None for a file, a name and a URL.
-
-    Raises:
-      WeightsError: it is empty.
-      ConfigError: it is on storage for which a package is missing.
-    """
-    if not source:
-        raise WeightsError("'' is no weights; expected a file, a folder, a name, a URL")
-    scheme, separator, _ = source.partition("://")
-    if separator and scheme not in storage.PACKAGES:  # `fetch` says what it is
-        return None
-    storage.check_path("weights", source)
-    path = epath.Path(source).expanduser()
-    return path if path.is_dir() else None
-
-
-def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | str]:
-    """The run directory that a folder is, or is part of, and the step in it.
-
-    Raises:
-      CheckpointError: it is none; naming the weight files that it holds.
-    """
-    if checkpoint.exists(folder):
-        return folder, step
-    number = step_folders.number_of(folder.name)
-    if number is not None and folder.parent.name == "checkpoints":
-        if step not in ("last", number):
-            raise checkpoint.CheckpointError(
-                f"{folder} is one step, and step={step!r} another; give "
-                f"{folder.parent.parent}, or leave the step out"
-            )
-        return folder.parent.parent, number
-    if folder.name != "checkpoints":
-        suffixes = (".safetensors", ".pth", ".bin", ".h5", ".caffemodel")
-        files = sorted(str(p) for p in folder.iterdir() if p.suffix in suffixes)
-        raise checkpoint.CheckpointError(
-            f"{folder} has no folder 'checkpoints', so that it is no run; "
-            + (f"give the file: {', '.join(files[:5])}" if files else "give a file")
-        )
-    return folder.parent, step
-
-
-def _refuse_in_runs(source: str, **options: Any) -> None:
-    """Raises WeightsError for options, other than None, that say what a file is."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise WeightsError(
-            f"{source} is a run, which says itself what it is: leave out "
-            f"{', '.join(given)}"
-        )
-
-
-def _load_checkpoint(
-    source: str, workdir: epath.Path, step: int | str, dtype: Any, sha256: str | None
-) -> Net:
-    saved = checkpoint.load(workdir, step)
-    if sha256 is not None:
-        checksum.check(epath.Path(source), saved.sha256, sha256)
-    card = ModelCard.of_step(saved, source)
-    net = Net(jax.tree.map(jnp.asarray, saved.variables), card)
-    if dtype is None:
-        return net
-    return net.replace(
-        variables=jax.tree.map(lambda x: x.astype(dtype), net.variables),
-        model=net.model.clone(dtype=str(jnp.dtype(dtype))),
-    )
-
-
-def _of_file(source: str, sha256: str, weights: mapping.Weights) -> Net:
-    """The net of a file, with the names of its classes where they are known."""
-    card = dataclasses.replace(weights.card, source=source, sha256=sha256)
-    classes = 0 if card.model.head == "none" else card.model.num_classes
-    if len(card.class_names) != classes:
-        class_names = imagenet.synsets() if classes == 1000 else ()
-        card = dataclasses.replace(card, class_names=class_names)
-    return Net(weights.variables, card)
-
-
-def _check_classes(num_classes: int | None, include_top: bool) -> None:
-    is_count = isinstance(num_classes, int) and num_classes > 0
-    if num_classes is not None and not (is_count and include_top):
-        raise WeightsError(
-            f"num_classes={num_classes!r}: expected a positive number"
-            + ("" if include_top else ", or features without classes: leave one out")
-        )
-
-
-def _check_dtype(dtype: Any) -> None:
-    if dtype is None:
-        return
-    try:
-        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        is_float = False
-    if not is_float:
-        raise WeightsError(f"dtype={dtype!r}; expected float32, bfloat16, float64, ...")
-    if jnp.dtype(dtype) == np.float64 and not jax.config.read("jax_enable_x64"):
-        raise WeightsError(
-            "dtype=float64 needs JAX's 64-bit mode, which is off; set the environment "
-            "variable JAX_ENABLE_X64=1"
-        )
+def _short(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from benchmarks.contenders import serve
-from vgg_flax import net  # the import is no part of the load
+from vgg_flax import loading  # the import is no part of the load
 
 
 def prepare(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
@@ -28,7 +28,7 @@ def prepare(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
         watcher = threading.Thread(target=watch)
         watcher.start()
         begin = time.perf_counter()
-        loaded = net.load(path)
+        loaded = loading.load(path)
         seconds = time.perf_counter() - begin
         done.set()
         watcher.join()

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.contenders import serve, work
-from vgg_flax import config, parallel
-from vgg_flax import net as net_lib
+from vgg_flax import config, loading, parallel
+from vgg_flax.net import Net
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
 
 
-def _load(spec: dict[str, Any]) -> net_lib.Net:
+def _load(spec: dict[str, Any]) -> Net:
     side = spec["side"]  # which a pooled net's layers do not tell
-    return net_lib.load(spec["weights"], crop_size=side, test_scale=side)
+    return loading.load(spec["weights"], crop_size=side, test_scale=side)
 
 
 def _infer(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:

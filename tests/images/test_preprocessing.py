@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import samples
 import sklearn.datasets
 
 from vgg_flax import config
@@ -770,3 +771,34 @@ def test_no_view_warns_or_changes_its_image():
             view(image, np.random.default_rng(0))
         RGB.test_view(image)
     np.testing.assert_array_equal(image, before)
+
+
+def test_a_test_view_is_of_a_path_bytes_a_picture_or_an_array(
+    tmp_path: pathlib.Path,
+) -> None:
+    photo, path = samples.pictures()[0], tmp_path / "a.png"
+    photo.save(path)
+    expected = RGB.test_view(path.read_bytes())
+    array = np.asarray(photo)
+    for given in (path, str(path), photo, array):
+        np.testing.assert_array_equal(RGB.test_view(given), expected)
+    grey = photo.convert("L")
+    grey.save(path)
+    expected = RGB.test_view(path.read_bytes())
+    for given in (grey, np.asarray(grey), np.asarray(grey)[..., None]):
+        np.testing.assert_array_equal(RGB.test_view(given), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("no/such.png", "no/such.png: .*No such file"),
+        (np.zeros((8, 8, 3), np.float32), "array of float32 of shape .*expected uint8"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"shape \(1, 8, 8, 3\)"),
+        (7, "expected an image's bytes, not 7"),
+    ],
+)
+def test_what_is_no_image_is_told(given: Any, said: str) -> None:
+    with pytest.raises(codec.ImageError, match=said):
+        RGB.test_view(given)

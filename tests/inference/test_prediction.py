@@ -11,7 +11,7 @@ import samples
 from conftest import random_net, save_run
 from etils import epath
 
-from vgg_flax import cli, net
+from vgg_flax import cli, loading, net
 from vgg_flax.data import imagenet
 from vgg_flax.images import codec, preprocessing
 from vgg_flax.inference import prediction
@@ -283,7 +283,7 @@ def test_a_picture_that_cannot_be_written_costs_no_answer(
 def test_a_picture_of_an_image_that_has_vanished_is_not_drawn(
     run: str, images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    loaded, path = net.load(run), tmp_path / "a.png"
+    loaded, path = loading.load(run), tmp_path / "a.png"
     path.write_bytes((images / "china.png").read_bytes())
     predictions, _ = prediction.predict(loaded, [epath.Path(path)])
     path.unlink()

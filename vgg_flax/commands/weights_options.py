@@ -44,14 +44,13 @@ def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
 
     What is compiled from now on is kept, if so asked.
     """
-    from vgg_flax import console
-    from vgg_flax import net as net_lib
+    from vgg_flax import console, loading
     from vgg_flax.parallel import compilation_cache
 
     compilation_cache.set_up(options.compilation_cache)
 
     given = {name: getattr(options, name) for name in _OPTIONS}
-    net = net_lib.load(weights, **given, **partly)
+    net = loading.load(weights, **given, **partly)
     pixels = net.preprocessing
     console.say(
         f"loaded {net.variant} from {net.source}, sha256 {net.sha256}; test scale "

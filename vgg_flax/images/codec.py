@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 import simplejpeg
+from etils import epath
 
 from vgg_flax.errors import ConfigError, VGGFlaxError
 
@@ -49,6 +50,42 @@ def enough_memory() -> Iterator[None]:
         raise ImageError("it takes more memory than there is") from error
 
 
+Image = bytes | str | os.PathLike[str] | PIL.Image.Image | np.ndarray
+
+
+def open_image(image: Image, channels: int = 3) -> np.ndarray:
+    """An image, however it is given -> uint8 `[height, width, channels]`.
+
+    Args:
+      image: a path, encoded bytes, a picture of Pillow's, or uint8 `[height, width]`
+        (grey) or `[height, width, 1 or 3]`; all become what `decode` makes of bytes.
+      channels: 1 or 3.
+
+    Raises:
+      ImageError: there is no such file, it is no image, or an array of other values.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            return decode(epath.Path(image).expanduser().read_bytes(), channels)
+        except (OSError, ImageError) as error:
+            raise ImageError(f"{os.fspath(image)}: {error}") from error
+    if isinstance(image, PIL.Image.Image):
+        check_pixels(image.height, image.width)
+        return _pixels(image, channels)
+    if not isinstance(image, np.ndarray):
+        return decode(image, channels)
+    count = image.shape[2] if image.ndim == 3 else 1
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or count not in (1, 3):
+        raise ImageError(
+            f"an array of {image.dtype} of shape {image.shape}; expected uint8, 0 to "
+            "255, [height, width] or [height, width, 1 or 3]"
+        )
+    if count == channels:
+        return image.reshape(*image.shape[:2], channels)
+    grey_or_rgb = image.reshape(image.shape[:2]) if count == 1 else image
+    return _pixels(PIL.Image.fromarray(grey_or_rgb), channels)
+
+
 def decode(data: bytes, channels: int = 3) -> np.ndarray:
     """Image bytes -> uint8 `[height, width, channels]`, as Pillow decodes them.
 
@@ -86,10 +123,7 @@ def _decode(data: bytes, channels: int) -> np.ndarray:
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             check_pixels(image.height, image.width)
-            if image.mode.startswith("I"):  # 16 bits a sample, in 16 or 32
-                image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image.info.pop("transparency", None)  # else Pillow warns of palettes
-            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+            return _pixels(image, channels)
     except (
         OSError,
         ValueError,
@@ -100,4 +134,13 @@ def _decode(data: bytes, channels: int) -> np.ndarray:
     ) as error:
         unknown = isinstance(error, PIL.UnidentifiedImageError)  # names an address
         raise ImageError("no known format" if unknown else str(error)) from error
+
+
+def _pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits a sample, in 16 or 32
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "transparency" in image.info:  # else Pillow warns of palettes
+        image = image.copy()
+        del image.info["transparency"]
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)

@@ -14,7 +14,6 @@ import numpy as np
 
 from vgg_flax.config import DataConfig, mean_and_std
 from vgg_flax.images import codec, resize
-from vgg_flax.images.codec import ImageError
 from vgg_flax.images.resize import RESIZES
 
 
@@ -73,35 +72,33 @@ class Preprocessing:
         """1 (grey) or 3 (RGB)."""
         return len(self.mean)
 
-    def test_view(self, image: bytes | np.ndarray) -> np.ndarray:
+    def test_view(self, image: codec.Image) -> np.ndarray:
         """Resizes the smaller side to `test_scale` and crops the centre.
 
         With `resize` "pillow" equal to Pillow's antialiased bilinear, pixel for pixel.
 
         Args:
-          image: encoded bytes, or uint8 `[height, width, channels]`.
+          image: a path, encoded bytes, a picture of Pillow's, or a uint8 array.
 
         Returns:
           uint8 `[crop_size, crop_size, channels]`.
         """
         return resize.center_crop(self.rescale(image, self.test_scale), self.crop_size)
 
-    def rescale(self, image: bytes | np.ndarray, scale: int) -> np.ndarray:
+    def rescale(self, image: codec.Image, scale: int) -> np.ndarray:
         """The whole image, its smaller side resized to `scale`: section 3.2's Q.
+
+        Args:
+          image: as of `codec.open_image`.
+          scale: Q, in pixels.
 
         Returns:
           uint8 `[height, width, channels]`.
         """
-        if not isinstance(image, np.ndarray):
-            image = codec.decode(image, self.channels)
-        elif image.ndim != 3 or image.shape[2] != self.channels:
-            raise ImageError(
-                f"an image of shape {image.shape}; expected uint8 [height, width, "
-                f"{self.channels}]"
-            )
-        size = resize.isotropic_size(image.shape[0], image.shape[1], scale)
+        pixels = codec.open_image(image, self.channels)
+        size = resize.isotropic_size(pixels.shape[0], pixels.shape[1], scale)
         with codec.enough_memory():
-            return RESIZES[self.resize](image, *size)
+            return RESIZES[self.resize](pixels, *size)
 
     def normalize(
         self, images: Any, color_shift: Any = None, dtype: Any = "float32"

@@ -4,6 +4,7 @@ Everything follows from shapes that JAX infers: no params are made.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ import tabulate
 
 from vgg_flax import errors
 from vgg_flax.model import vgg
+from vgg_flax.model.table import variant_name
 
 
 class DescriptionError(errors.VGGFlaxError):
@@ -101,74 +103,66 @@ def describe(net: vgg.VGG, shape: tuple[int, int, int, int]) -> Description:
     except ValueError as error:
         raise DescriptionError(str(error)) from error
 
-    def forward(variables: Any, images: Any) -> Any:
-        return net.apply(variables, images, method="score_map", mutable="intermediates")
-
-    scores, collections = jax.eval_shape(forward, variables, images)
-    walk = _Walk(net, variables["params"], collections["intermediates"])
+    features = functools.partial(net.apply, layers=net.layer_names, method="features")
+    outputs = jax.eval_shape(features, variables, images)
+    shapes = {name: outputs[name].shape for name in net.layer_names}
+    walk = _Walk(net, variables["params"], shapes)
     return Description(
-        variant=vgg.variant_name(net.variant),
+        variant=variant_name(net.variant),
         shape=shape,
         dtype=str(jnp.dtype(net.dtype)),
         parameter_bytes=sum(
             leaf.size * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(variables["params"])
         ),
-        layers=walk.layers(scores.shape),
+        layers=walk.layers(),
     )
 
 
 class _Walk:
     """Goes through a net's layers, and keeps the place of the receptive field."""
 
-    def __init__(self, net: vgg.VGG, params: Any, taps: dict[str, Any]):
-        self._net, self._params, self._taps = net, params, taps
+    def __init__(self, net: vgg.VGG, params: Any, shapes: dict[str, tuple[int, ...]]):
+        self._net, self._params, self._shapes = net, params, shapes
         self._layers: list[Layer] = []
         self._field, self._stride, self._center = 1, 1, 0.0
 
-    def layers(self, scores_shape: tuple[int, ...]) -> tuple[Layer, ...]:
-        variant = vgg.VARIANTS[vgg.variant_name(self._net.variant)]
-        for i, kernel_sizes in enumerate(variant.stages, start=1):
-            for j, _ in enumerate(kernel_sizes, start=1):
-                shape = self._taps[f"relu{i}_{j}"].shape
-                self._convolution(f"conv{i}_{j}", shape)
-                if variant.batch_norm:
-                    self._add(f"bn{i}_{j}", shape)
-            if variant.lrn and i == 1:
-                self._add("lrn1", self._taps["relu1_1"].shape)
-            self._pool(f"pool{i}")
-        for name in ("fc6", "fc7") if self._net.head == "fc" else ():
-            self._convolution(name, self._taps[name.replace("fc", "relu")].shape)
-        if self._net.head != "none":
-            self._convolution("fc8", scores_shape)
+    def layers(self) -> tuple[Layer, ...]:
+        for name in self._shapes:
+            if name.startswith(("conv", "fc")):
+                self._convolution(name)
+            elif name.startswith("pool"):
+                self._pool(name)
+            elif name.startswith(("bn", "lrn")):
+                self._add(name)
         return tuple(self._layers)
 
-    def _convolution(self, name: str, shape: tuple[int, ...]) -> None:
+    def _convolution(self, name: str) -> None:
         kernel = self._params[name]["kernel"].shape  # HWIO
         self._field += (kernel[0] - 1) * self._stride
         if name.startswith("fc"):  # not padded: its first window starts at 0
             self._center += (kernel[0] - 1) / 2 * self._stride
-        self._add(name, shape, macs=math.prod(shape[:3]) * math.prod(kernel))
+        self._add(name, math.prod(self._shapes[name][:3]) * math.prod(kernel))
 
     def _pool(self, name: str) -> None:
         self._field += self._stride
         self._center += self._stride / 2
         self._stride *= 2
-        self._add(name, self._taps[name].shape)
+        self._add(name)
 
-    def _add(self, name: str, shape: tuple[int, ...], macs: int = 0) -> None:
+    def _add(self, name: str, macs: int = 0) -> None:
         parameters = jax.tree.leaves(self._params.get(name, {}))
         itemsize = jnp.dtype(self._net.dtype).itemsize
         self._layers.append(
             Layer(
                 name=name,
-                shape=shape,
+                shape=self._shapes[name],
                 receptive_field=self._field,
                 stride=self._stride,
                 center=self._center,
                 parameters=sum(leaf.size for leaf in parameters),
                 macs=macs,
-                activation_bytes=math.prod(shape) * itemsize,
+                activation_bytes=math.prod(self._shapes[name]) * itemsize,
             )
         )
 

@@ -1,71 +1,17 @@
-"""The VGG nets: Table 1 of the paper as data, and one linen module that walks it."""
+"""The VGG nets: one linen module that walks a column of Table 1."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vgg_flax.model import layers
-
-STAGE_WIDTHS = (64, 128, 256, 512, 512)
-STAGES = range(1, 6)
-PARTS = range(1, 7)  # the stages and the head, which begins with fc6
-BATCH_NORM_EPSILON = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A column of Table 1: the kernel sizes of each stage's convolutions."""
-
-    stages: tuple[tuple[int, ...], ...]
-    batch_norm: bool = False
-    lrn: bool = False  # local response normalisation after conv1_1
-
-
-_COLUMNS = {
-    "vgg11": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
-    "vgg13": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
-    "vgg16_1x1": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
-    "vgg16": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
-    "vgg19": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
-}
-VARIANTS: dict[str, Variant] = {
-    **{name: Variant(stages) for name, stages in _COLUMNS.items()},
-    "vgg11_lrn": Variant(_COLUMNS["vgg11"], lrn=True),
-    **{f"{name}_bn": Variant(s, batch_norm=True) for name, s in _COLUMNS.items()},
-}
-PAPER_LETTERS = {
-    "A": "vgg11",
-    "A-LRN": "vgg11_lrn",
-    "B": "vgg13",
-    "C": "vgg16_1x1",
-    "D": "vgg16",
-    "E": "vgg19",
-}
-
-
-def variant_name(name: str) -> str:
-    """The name in `VARIANTS` for a name or a letter of the paper ("D" -> "vgg16").
-
-    Raises:
-      ValueError: no such variant.
-    """
-    name = PAPER_LETTERS.get(name, name)
-    if name not in VARIANTS:
-        known = ", ".join([*VARIANTS, *PAPER_LETTERS])
-        raise ValueError(f"variant {name!r} is not a column of Table 1; known: {known}")
-    return name
-
-
-def part_of(layer: str) -> int:
-    """The part of the net that a layer is in: conv3_2 and bn3_2: 3; fc6 to fc8: 6."""
-    match = re.match(r"[a-z]+(\d)", layer)
-    assert match, layer
-    return min(int(match[1]), PARTS[-1])
+from vgg_flax.model import layers as layers_lib
+from vgg_flax.model import names
+from vgg_flax.model.column import Call, named_layers
+from vgg_flax.model.table import PARTS, STAGES, part_of
 
 
 class VGG(nn.Module):
@@ -98,6 +44,8 @@ class VGG(nn.Module):
         taken; None: each replica its own.
       adaptive_pool: whether pool5 is averaged into fc6's window first, as torchvision
         does at sizes other than 224 pixels, instead of the dense score map.
+      until: one of `layer_names`: the net ends there, has no params beyond, and a
+        call returns that layer's output.
     """
 
     variant: str = "vgg16"
@@ -114,6 +62,13 @@ class VGG(nn.Module):
     pooling: str = "max"
     batch_norm_axis: str | None = None
     adaptive_pool: bool = False
+    until: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = self._all_names() if self.until else ()
+        if self.until and self.until not in known:
+            raise ValueError(f"until={self.until!r}; expected {', '.join(known)}")
 
     @property
     def param_dtype(self) -> jnp.dtype:
@@ -125,12 +80,35 @@ class VGG(nn.Module):
         """The attributes, JSON-like; `VGG(**settings)` is this net on one device."""
         names = {field.name for field in dataclasses.fields(self)}
         names -= {"parent", "name", "batch_norm_axis"}
+        if self.until is None:  # a whole net says so by silence
+            names -= {"until"}
         settings = {name: getattr(self, name) for name in sorted(names)}
         return settings | {"dtype": str(jnp.dtype(self.dtype))}
 
     @property
+    def layer_names(self) -> tuple[str, ...]:
+        """From the image on: `conv1_1`, `relu1_1`, ... `pool5`, `fc6`, ... `logits`.
+
+        With BatchNorm `bn1_1` is between `conv1_1` and `relu1_1`; `lrn1` and, with
+        `adaptive_pool`, `avgpool` are where they belong.
+        """
+        found = self._all_names()
+        if self.until is None:
+            return found if self.head == "none" else (*found, "logits")
+        return found[: found.index(self.until) + 1]
+
+    def _all_names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in named_layers(self, PARTS, Call()))
+
+    @property
     def smallest_image(self) -> int:
         """The smallest side, in pixels, of an image this net can take."""
+        return self.smallest_for(self.until or "logits")
+
+    def smallest_for(self, layer: str) -> int:
+        """The smallest side, in pixels, of an image that has this layer's output."""
+        if part_of(layer) in STAGES:
+            return 2 ** (part_of(layer) - (not layer.startswith("pool")))
         slides = self.head == "fc" and not self.adaptive_pool
         return 32 * (self.fc6_window if slides else 1)
 
@@ -157,7 +135,8 @@ class VGG(nn.Module):
             holds. Each side at least `smallest_image`, which is not checked.
 
         Returns:
-          `[batch, num_classes]`, float32 (float64 if `dtype` is).
+          `[batch, num_classes]`, float32 (float64 if `dtype` is); with `until`, what
+          that layer gives.
 
         Raises:
           ValueError: images of another rank or channel count, or too small.
@@ -165,10 +144,12 @@ class VGG(nn.Module):
         scores = self.score_map(
             images, train=train, example_index=example_index, sizes=sizes
         )
+        if self.until is not None:
+            return scores
         if sizes is None or self.adaptive_pool:
             return scores.mean(axis=(1, 2))
         extents = sizes // 32 - (self.fc6_window - 1 if self.head == "fc" else 0)
-        total = layers.keep_inside(scores, extents).sum(axis=(1, 2))
+        total = layers_lib.keep_inside(scores, extents).sum(axis=(1, 2))
         return total / extents.prod(axis=1, keepdims=True).astype(total.dtype)
 
     def score_map(
@@ -188,7 +169,51 @@ class VGG(nn.Module):
         self.check(images)
         return self.walk(images, train=train, example_index=example_index, sizes=sizes)
 
-    @nn.compact
+    def features(
+        self, images: jax.Array, layers: str | Sequence[str]
+    ) -> dict[str, jax.Array]:
+        """What `layers` give: `model.apply(variables, images, layers, method=...)`.
+
+        Beyond the deepest of them nothing is computed, and no params are needed.
+
+        Args:
+          images: as in a call, but no larger than the layers need.
+          layers: names of `layer_names`, or what torchvision (`features.22`), timm
+            (`pre_logits.fc1`) and Keras (`block3_conv3`, which is after its ReLU) call
+            the same.
+
+        Returns:
+          By the names as they were given, `[batch, h, w, channels]` in the
+          computation's dtype; `fc8` and `logits` in the params', and of `logits`
+          `[batch, num_classes]`.
+
+        Raises:
+          ValueError: no such layer, with the names that are nearest; images of another
+            rank or channel count, or too small for a layer.
+        """
+        own, last = self._resolve(layers), self.deepest(layers)
+        self.check(images, last)
+        wanted = {"fc8" if name == "logits" else name for name in own.values()}
+        _, kept = self._walk(images, PARTS, wanted, Call())
+        if last == "logits":
+            kept["logits"] = kept["fc8"].mean(axis=(1, 2))
+        return {name: kept[layer] for name, layer in own.items()}
+
+    def deepest(self, layers: str | Sequence[str]) -> str:
+        """The last one of `layers`, which are as in `features`, by our own name.
+
+        Raises:
+          ValueError: no such layer, with the names that are nearest.
+        """
+        return max(self._resolve(layers).values(), key=self.layer_names.index)
+
+    def _resolve(self, layers: str | Sequence[str]) -> dict[str, str]:
+        given = (layers,) if isinstance(layers, str) else tuple(layers)
+        if not given:
+            raise ValueError(f"layers={layers!r}; expected names, such as 'relu3_3'")
+        known = self.layer_names
+        return {name: names.resolve(name, known) for name in given}
+
     def walk(
         self,
         x: jax.Array,
@@ -210,99 +235,54 @@ class VGG(nn.Module):
         Returns:
           The map after the last part's pool, or the score map.
         """
-        x = x.astype(self.dtype)
-        for part in parts:
-            if part in STAGES:
-                x = self._stage(part, x, train, sizes)
-            else:
-                x = self._head(x, train, example_index, sizes)
-        return x
+        x, _ = self._walk(x, parts, (), Call(train, example_index, sizes))
+        is_whole = PARTS[-1] in parts and self.until is None
+        return x.astype(self.param_dtype) if is_whole else x
 
-    def _stage(
-        self, stage: int, x: jax.Array, train: bool, sizes: jax.Array | None
-    ) -> jax.Array:
-        variant = VARIANTS[variant_name(self.variant)]
-        width = max(1, round(STAGE_WIDTHS[stage - 1] * self.width_multiplier))
-        conv_init, _ = layers.INITIALIZERS[self.initializer]
-        for i, window in enumerate(variant.stages[stage - 1], start=1):
-            name = f"{stage}_{i}"
-            if sizes is not None and window > 1:
-                # What the layers before made of the padding (biases, say) would
-                # leak into the image here. After n pools a side is a 2**n-th.
-                x = layers.keep_inside(x, sizes // 2 ** (stage - 1))
-            x = self._conv(f"conv{name}", width, window, conv_init, self.conv_bias)(x)
-            if variant.batch_norm:
-                x = self._batch_norm(f"bn{name}", train)(x)
-            x = self._tap(f"relu{name}", layers.relu(x))
-        if variant.lrn and stage == 1:
-            x = layers.local_response_normalization(x)
-        return self._tap(f"pool{stage}", layers.POOLINGS[self.pooling](x))
-
-    def _head(
+    @nn.compact
+    def _walk(
         self,
         x: jax.Array,
-        train: bool,
-        example_index: jax.Array | None,
-        sizes: jax.Array | None,
-    ) -> jax.Array:
-        _, fc_init = layers.INITIALIZERS[self.initializer]
-        if self.head == "fc":
-            if self.adaptive_pool:
-                extents = jnp.array([x.shape[1:3]]) if sizes is None else sizes // 32
-                x = layers.adaptive_average_pool(x, self.fc6_window, extents)
-            if example_index is None:
-                example_index = jnp.arange(x.shape[0])
-            for k, width in enumerate(self.fc_widths, start=6):
-                window = self.fc6_window if k == 6 else 1
-                x = self._conv(f"fc{k}", width, window, fc_init)(x)
-                x = self._tap(f"relu{k}", layers.relu(x))
-                if train and self.dropout_rate:
-                    key = self.make_rng("dropout")
-                    x = layers.example_dropout(x, self.dropout_rate, key, example_index)
-        if self.head != "none":
-            x = self._conv("fc8", self.num_classes, 1, fc_init)(x)
-        return x.astype(self.param_dtype)
+        parts: Sequence[int],
+        wanted: Collection[str],
+        call: Call,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the last layer gives, and the `wanted` ones, after which it ends."""
+        x = x.astype(self.dtype)
+        kept: dict[str, jax.Array] = {}
+        for name, layer in named_layers(self, parts, call):
+            x = layer(x)
+            if name.startswith(("relu", "pool")):  # the others' are params' names
+                x = self._tap(name, x)
+            if name in wanted:
+                kept[name] = x
+            if name == self.until or (wanted and len(kept) == len(wanted)):
+                break
+        return x, kept
 
-    def check(self, images: jax.Array) -> None:
-        """Raises ValueError for images of another rank or channels, or too small."""
+    def check(self, images: jax.Array, layer: str | None = None) -> None:
+        """Raises ValueError for images of another rank or channels, or too small.
+
+        Args:
+          images: of a call.
+          layer: the last one that is asked for; None: the net's.
+        """
         expected = f"[batch, height, width, {self.in_channels}]"
         if images.ndim != 4 or images.shape[-1] != self.in_channels:
             raise ValueError(f"images have shape {images.shape}; expected {expected}")
-        if min(images.shape[1:3]) < self.smallest_image:
+        layer = layer or self.until or "logits"
+        smallest = self.smallest_for(layer)
+        if min(images.shape[1:3]) >= smallest:
+            return
+        if part_of(layer) in STAGES:
             raise ValueError(
-                f"images have shape {images.shape}; five pools and fc6's window of "
-                f"{self.fc6_window} need at least {self.smallest_image} pixels a side: "
-                "larger images, a smaller fc6_window, or head='gap'"
+                f"images have shape {images.shape}; {layer} needs at least {smallest} "
+                "pixels a side"
             )
-
-    def _conv(
-        self,
-        name: str,
-        width: int,
-        window: int,
-        kernel_init: layers.Initializer,
-        use_bias: bool = True,
-    ) -> layers.Conv:
-        return layers.Conv(
-            features=width,
-            window=window,
-            padding="VALID" if name.startswith("fc") else "SAME",
-            use_bias=use_bias,
-            kernel_init=kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=name,
-        )
-
-    def _batch_norm(self, name: str, train: bool) -> nn.BatchNorm:
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=BATCH_NORM_EPSILON,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            axis_name=self.batch_norm_axis,
-            name=name,
+        raise ValueError(
+            f"images have shape {images.shape}; five pools and fc6's window of "
+            f"{self.fc6_window} need at least {smallest} pixels a side: larger images, "
+            "a smaller fc6_window, or head='gap'"
         )
 
     def _tap(self, name: str, x: jax.Array) -> jax.Array:

@@ -55,6 +55,8 @@ class ModelCard:
 
     def no_classes(self) -> str | None:
         """Why the outputs are no scores of classes; None: they are."""
+        if self.model.until is not None:
+            return f"{self.source} ends with {self.model.until}, and has no classes"
         if self.model.head == "none":
             return f"{self.source} has features only, and no classes"
         if not self.has_classes:

@@ -1,0 +1,216 @@
+"""`load`: a trained net from a run directory, a weight file, the hub or a URL."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from vgg_flax import storage
+from vgg_flax.data import imagenet
+from vgg_flax.model import VARIANTS, VGG, names
+from vgg_flax.net import Net
+from vgg_flax.runs import checkpoint, step_folders
+from vgg_flax.weights import WeightsError, checksum, fetch, urls
+from vgg_flax.weights import card as card_lib
+from vgg_flax.weights.card import ModelCard
+from vgg_flax.weights.lineages import mapping
+
+
+def load(
+    path_or_name: epath.PathLike,
+    step: int | str = "last",
+    *,
+    variant: str | None = None,
+    include_top: bool = True,
+    until: str | None = None,
+    num_classes: int | None = None,
+    preprocessing: str | None = None,
+    crop_size: int | None = None,
+    test_scale: int | None = None,
+    dtype: Any = None,
+    sha256: str | None = None,
+) -> Net:
+    """The net in a run directory, a weight file, on the hub, or behind a URL.
+
+    Weight files are recognised by their content and their tensors' names: safetensors,
+    PyTorch (new and of 2017), Keras and flaxmodels HDF5, Caffe; the lineages are those
+    of `weights.lineages.layouts`. A load is whole, or an error.
+
+    Args:
+      path_or_name: a run's --workdir (or its `checkpoints`, or a step's folder in
+        that), a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
+      step: of a run: "last", "best" (on the validation split) or a number. A damaged
+        one is told, and is neither the last nor the best.
+      variant: of a file, where its names can't tell ("vgg11_lrn").
+      include_top: False: the convolutions only (`head="none"`).
+      until: the layer, by a name that `features` takes, with which the net ends: a call
+        returns what it gives, and no params beyond are kept.
+      num_classes: other than the weights': fc8 starts anew.
+      preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
+      crop_size: the side of the test view in pixels, instead of the weights' own:
+        what the run or the file says of itself, or else 32 pixels for each of fc6's
+        window, or else the lineage's.
+      test_scale: the smaller side of the image of which that is the centre; None:
+        the weights' own, or `crop_size` where that is not the weights'.
+      dtype: of params and computation; None: float32, or the run's own.
+      sha256: what the file's must be.
+
+    Raises:
+      VGGFlaxError: no such thing, damaged, not the weights of a VGG, or weights that
+        do not tell their pixels, for which an argument is then asked; no such layer.
+    """
+    source = str(path_or_name)
+    _check_dtype(dtype)
+    _check_classes(num_classes, include_top)
+    card_lib.check_sizes(crop_size, test_scale)
+    folder = _local_folder(source)
+    if folder is not None:
+        workdir, step = _find_run(folder, step)
+        _refuse_in_runs(
+            source,
+            variant=variant,
+            num_classes=num_classes,
+            preprocessing=preprocessing,
+            include_top=None if include_top else False,
+        )
+        net = _load_checkpoint(source, workdir, step, dtype, sha256)
+        net = Net(net.variables, net.card.with_sizes(crop_size, test_scale))
+        return _ended(net, until)
+    if step != "last":
+        shown = urls.shown(source)
+        raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
+    container = fetch.read(source, sha256=sha256)
+    weights = mapping.to_weights(
+        container.tensors,
+        sha256=container.sha256,
+        metadata=container.metadata,
+        variant=variant,
+        include_top=include_top and (until is None or _is_of_head(until)),
+        num_classes=num_classes,
+        preprocessing=preprocessing,
+        crop_size=crop_size,
+        test_scale=test_scale,
+        dtype=dtype,
+    )
+    return _ended(_of_file(urls.shown(source), container.sha256, weights), until)
+
+
+def _is_of_head(layer: str) -> bool:
+    """Whether a layer, by anyone's name, is none of the stages' of any net."""
+    bodies = (VGG(variant, head="none").layer_names for variant in VARIANTS)
+    return not any(layer in (*body, *names.foreign(body)) for body in bodies)
+
+
+def _ended(net: Net, until: str | None) -> Net:
+    """The net that ends with the layer `until`; raises WeightsError if it has none."""
+    try:
+        return net if until is None else net.until(until)
+    except ValueError as error:
+        raise WeightsError(f"{net.source}: until={until!r}: {error}") from error
+
+
+def _local_folder(source: str) -> epath.Path | None:
+    """The folder that `source` is; None for a file, a name and a URL.
+
+    Raises:
+      WeightsError: it is empty.
+      ConfigError: it is on storage for which a package is missing.
+    """
+    if not source:
+        raise WeightsError("'' is no weights; expected a file, a folder, a name, a URL")
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme not in storage.PACKAGES:  # `fetch` says what it is
+        return None
+    storage.check_path("weights", source)
+    path = epath.Path(source).expanduser()
+    return path if path.is_dir() else None
+
+
+def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | str]:
+    """The run directory that a folder is, or is part of, and the step in it.
+
+    Raises:
+      CheckpointError: it is none; naming the weight files that it holds.
+    """
+    if checkpoint.exists(folder):
+        return folder, step
+    number = step_folders.number_of(folder.name)
+    if number is not None and folder.parent.name == "checkpoints":
+        if step not in ("last", number):
+            raise checkpoint.CheckpointError(
+                f"{folder} is one step, and step={step!r} another; give "
+                f"{folder.parent.parent}, or leave the step out"
+            )
+        return folder.parent.parent, number
+    if folder.name != "checkpoints":
+        suffixes = (".safetensors", ".pth", ".bin", ".h5", ".caffemodel")
+        files = sorted(str(p) for p in folder.iterdir() if p.suffix in suffixes)
+        raise checkpoint.CheckpointError(
+            f"{folder} has no folder 'checkpoints', so that it is no run; "
+            + (f"give the file: {', '.join(files[:5])}" if files else "give a file")
+        )
+    return folder.parent, step
+
+
+def _refuse_in_runs(source: str, **options: Any) -> None:
+    """Raises WeightsError for options, other than None, that say what a file is."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise WeightsError(
+            f"{source} is a run, which says itself what it is: leave out "
+            f"{', '.join(given)}"
+        )
+
+
+def _load_checkpoint(
+    source: str, workdir: epath.Path, step: int | str, dtype: Any, sha256: str | None
+) -> Net:
+    saved = checkpoint.load(workdir, step)
+    if sha256 is not None:
+        checksum.check(epath.Path(source), saved.sha256, sha256)
+    card = ModelCard.of_step(saved, source)
+    net = Net(jax.tree.map(jnp.asarray, saved.variables), card)
+    if dtype is None:
+        return net
+    return net.replace(
+        variables=jax.tree.map(lambda x: x.astype(dtype), net.variables),
+        model=net.model.clone(dtype=str(jnp.dtype(dtype))),
+    )
+
+
+def _of_file(source: str, sha256: str, weights: mapping.Weights) -> Net:
+    """The net of a file, with the names of its classes where they are known."""
+    card = dataclasses.replace(weights.card, source=source, sha256=sha256)
+    classes = 0 if card.model.head == "none" else card.model.num_classes
+    if len(card.class_names) != classes:
+        class_names = imagenet.synsets() if classes == 1000 else ()
+        card = dataclasses.replace(card, class_names=class_names)
+    return Net(weights.variables, card)
+
+
+def _check_classes(num_classes: int | None, include_top: bool) -> None:
+    is_count = isinstance(num_classes, int) and num_classes > 0
+    if num_classes is not None and not (is_count and include_top):
+        raise WeightsError(
+            f"num_classes={num_classes!r}: expected a positive number"
+            + ("" if include_top else ", or features without classes: leave one out")
+        )
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype is None:
+        return
+    try:
+        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise WeightsError(f"dtype={dtype!r}; expected float32, bfloat16, float64, ...")
+    if jnp.dtype(dtype) == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise WeightsError(
+            "dtype=float64 needs JAX's 64-bit mode, which is off; set the environment "
+            "variable JAX_ENABLE_X64=1"
+        )
