@@ -191,7 +191,7 @@ def test_load_until_keeps_nothing_beyond(
 ) -> None:
     net = random_net("vgg13")
     path = tmp_path / ("run" if kind == "run" else "net.safetensors")
-    conversion.convert(net, path)
+    conversion.save(net, path)
     part, expected = vgg_flax.load(path, until=layer), net.features(photos(32), layer)
     own = net.model.deepest(layer)
     last = {"relu3_1": "conv3_1", "pool5": "conv5_2", "relu2_2": "conv2_2"}[own]
@@ -221,7 +221,7 @@ def test_weights_without_a_head_load_until_a_stages_layer(
     broken = {**params, "fc7": jax.tree.map(lambda x: x * np.nan, params["fc7"])}
     net = net.replace(variables={**net.variables, "params": broken})
     path = tmp_path / "net.safetensors"
-    conversion.convert(net, path)
+    conversion.save(net, path)
     assert vgg_flax.load(path, until="pool4")(photos(32)).shape == (2, 2, 2, 32)
     with pytest.raises(WeightsError, match=r"fc7|classifier"):
         vgg_flax.load(path, until="relu7")
@@ -270,3 +270,18 @@ def test_a_net_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(net))
     assert again.source == net.source
     np.testing.assert_array_equal(again(photos(32)), net(photos(32)))
+
+
+def test_a_net_made_in_python_is_saved_and_loaded(tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg11_bn")
+    vgg_flax.save(net, tmp_path / "net.safetensors")
+    vgg_flax.save(net.until("relu4_1"), tmp_path / "part")
+    whole = vgg_flax.load(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(whole(photos(32)), net(photos(32)))
+    part = vgg_flax.load(tmp_path / "part")
+    expected = net.features(photos(32), "relu4_1")["relu4_1"]
+    np.testing.assert_array_equal(part(photos(32)), expected)
+    assert part.model.until == "relu4_1"
+    with pytest.raises(WeightsError, match=r"ends with relu4_1.*write a checkpoint"):
+        vgg_flax.save(part, tmp_path / "part.safetensors")
+    assert not (tmp_path / "part.safetensors").exists()

@@ -17,9 +17,9 @@ FLOORS = (
     {"config", "model", "parallel"},
     {"images", "runs"},
     {"data", "weights"},
-    {"net", "training"},
-    {"loading"},
-    {"evaluation", "perceptual"},
+    {"net"},
+    {"loading", "perceptual"},
+    {"training", "evaluation"},
     {"inference", "aot"},
     {"commands"},
     {"cli"},
@@ -45,7 +45,7 @@ OWNERS = {  # top-level package -> the only files that import it
         "weights/containers/writers",
     },
     "huggingface_hub": {"weights/hub"},
-    "pyarrow": {"evaluation/tables"},
+    "pyarrow": {"evaluation/tables", "inference/extraction"},
     "requests": {"weights/download"},
     "tensorflow": set(),
     "torch": set(),
@@ -66,6 +66,7 @@ LOCAL = {
     "runs/holder": "asks the kernel for processes",
     "runs/profiling": "the profiler writes to local disks; copied from there by epath",
     "data/prepared": "a scratch folder beside TFDS' data_dir, renamed into place",
+    "inference/extraction": "writes what whole_file takes",
     "inference/export": "writes a file for the person at the keyboard",
     "inference/conversion": "reads and writes weight files, as the next ones",
     "weights/containers/mapped_file": "maps files into memory",
@@ -84,7 +85,8 @@ LOCAL = {
 HELP = """
 import contextlib, io
 from vgg_flax import cli
-for command in "", *"prepare evaluate predict describe convert export compile".split():
+commands = "prepare evaluate predict features describe convert export compile"
+for command in "", *commands.split():
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         cli.parse([*command.split(), "--help"])
 """

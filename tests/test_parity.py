@@ -100,7 +100,7 @@ def test_torchvision(
     check(loaded, photos, expected)
     if name == "vgg11_bn":  # and out again, into the peer
         safetensors_torch = pytest.importorskip("safetensors.torch")
-        conversion.convert(loaded, tmp_path / "out.safetensors")
+        conversion.save(loaded, tmp_path / "out.safetensors")
         state = safetensors_torch.load_file(tmp_path / "out.safetensors")
         for key, tensor in state.items():
             assert torch.equal(tensor, module.state_dict()[key])
@@ -124,7 +124,7 @@ def test_timm(name: str, photos: list[PIL.Image.Image], tmp_path: pathlib.Path) 
     loaded = vgg_flax.load(path)
     assert loaded.variant == name
     check(loaded, photos, expected)
-    conversion.convert(loaded, tmp_path / "out.safetensors", "timm")
+    conversion.save(loaded, tmp_path / "out.safetensors", "timm")
     fresh = timm.create_model(name)
     fresh.load_state_dict(safetensors_torch.load_file(tmp_path / "out.safetensors"))
     np.testing.assert_array_equal(
@@ -190,7 +190,7 @@ def test_keras_applications(
     check(loaded, photos, expected)
 
     legacy = tmp_path / "legacy.h5"  # Keras 3 reads this layout and writes it no more
-    conversion.convert(loaded, legacy)
+    conversion.save(loaded, legacy)
     check(vgg_flax.load(legacy), photos, expected)
     fresh = getattr(applications, name)(weights=None, classifier_activation=None)
     fresh.load_weights(legacy)

@@ -71,7 +71,7 @@ def test_given_sizes_are_taken_instead_of_a_cards(
 ) -> None:
     assert sizes(vgg_flax.load(run, **given)) == expected
     own = tmp_path / "own.safetensors"
-    conversion.convert(vgg_flax.load(run), own)
+    conversion.save(vgg_flax.load(run), own)
     assert sizes(vgg_flax.load(own, **given)) == expected
 
 
@@ -88,7 +88,7 @@ def test_given_sizes_are_kept(
     format: str | None, target: str, cifar: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     net = vgg_flax.load(cifar, crop_size=48, test_scale=56)
-    said = conversion.convert(net, tmp_path / target, format)
+    said = conversion.save(net, tmp_path / target, format)
     again = vgg_flax.load(tmp_path / target)
     assert again.preprocessing == net.preprocessing
     assert sizes(again) == (56, 48)

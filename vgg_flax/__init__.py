@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vgg_flax import perceptual
+    from vgg_flax.inference.conversion import save
     from vgg_flax.loading import load
     from vgg_flax.model import VARIANTS, VGG
 
 __version__ = importlib.metadata.version("vgg-flax")
-__all__ = ["VARIANTS", "VGG", "__version__", "load", "perceptual"]
+__all__ = ["VARIANTS", "VGG", "__version__", "load", "perceptual", "save"]
 
 # Flax and Orbax take seconds to import, and a mistake in a flag is told without them.
-_MODULES = {"VARIANTS": "model", "VGG": "model", "load": "loading"}
+_MODULES = {
+    "VARIANTS": "model",
+    "VGG": "model",
+    "load": "loading",
+    "save": "inference.conversion",
+}
 
 
 def __getattr__(name: str) -> Any:

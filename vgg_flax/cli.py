@@ -13,11 +13,12 @@ from vgg_flax.commands import (
     describe,
     evaluate,
     export,
+    features,
     predict,
     prepare,
 )
 
-_COMMANDS = (prepare, evaluate, predict, describe, convert, export, compile)
+_COMMANDS = (prepare, evaluate, predict, features, describe, convert, export, compile)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ def load(
     step: int | str = "last",
     *,
     variant: str | None = None,
-    include_top: bool = True,
+    include_top: bool | None = True,
     until: str | None = None,
     num_classes: int | None = None,
     preprocessing: str | None = None,
@@ -45,7 +45,8 @@ def load(
       step: of a run: "last", "best" (on the validation split) or a number. A damaged
         one is told, and is neither the last nor the best.
       variant: of a file, where its names can't tell ("vgg11_lrn").
-      include_top: False: the convolutions only (`head="none"`).
+      include_top: False: the convolutions only (`head="none"`); None: with the FC
+        layers, if the file has them.
       until: the layer, by a name that `features` takes, with which the net ends: a call
         returns what it gives, and no params beyond are kept.
       num_classes: other than the weights': fc8 starts anew.
@@ -74,9 +75,9 @@ def load(
             variant=variant,
             num_classes=num_classes,
             preprocessing=preprocessing,
-            include_top=None if include_top else False,
         )
         net = _load_checkpoint(source, workdir, step, dtype, sha256)
+        net = _without_head(net) if include_top is False else net
         net = Net(net.variables, net.card.with_sizes(crop_size, test_scale))
         return _ended(net, until)
     if step != "last":
@@ -88,7 +89,7 @@ def load(
         sha256=container.sha256,
         metadata=container.metadata,
         variant=variant,
-        include_top=include_top and (until is None or _is_of_head(until)),
+        include_top=include_top if until is None or _is_of_head(until) else False,
         num_classes=num_classes,
         preprocessing=preprocessing,
         crop_size=crop_size,
@@ -96,6 +97,19 @@ def load(
         dtype=dtype,
     )
     return _ended(_of_file(urls.shown(source), container.sha256, weights), until)
+
+
+def _without_head(net: Net) -> Net:
+    params = {
+        name: leaves
+        for name, leaves in net.variables["params"].items()
+        if not name.startswith("fc")
+    }
+    return net.replace(
+        variables={**net.variables, "params": params},
+        model=net.model.clone(head="none"),
+        class_names=(),
+    )
 
 
 def _is_of_head(layer: str) -> bool:
@@ -191,12 +205,13 @@ def _of_file(source: str, sha256: str, weights: mapping.Weights) -> Net:
     return Net(weights.variables, card)
 
 
-def _check_classes(num_classes: int | None, include_top: bool) -> None:
+def _check_classes(num_classes: int | None, include_top: bool | None) -> None:
     is_count = isinstance(num_classes, int) and num_classes > 0
-    if num_classes is not None and not (is_count and include_top):
+    has_top = include_top is not False
+    if num_classes is not None and not (is_count and has_top):
         raise WeightsError(
             f"num_classes={num_classes!r}: expected a positive number"
-            + ("" if include_top else ", or features without classes: leave one out")
+            + ("" if has_top else ", or features without classes: leave one out")
         )
 
 

@@ -63,6 +63,8 @@ RUN_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
     "optimizer.plateau_patience": (1, {"optimizer__schedule": "plateau"}),
     "optimizer.plateau_max_decays": (1, {"optimizer__schedule": "plateau"}),
     "optimizer.accumulation_steps": (2, {}),
+    "optimizer.layer_rates": ((("stage5", 0.1),), {}),
+    "freeze": (("stage1",), {}),
     "seed": (1, {}),
     "num_epochs": (2.0, {}),
     "num_steps": (7, {}),
@@ -294,7 +296,7 @@ def test_model_config_has_the_fields_of_the_net() -> None:
     ours = {field.name for field in dataclasses.fields(config_lib.ModelConfig)}
     theirs = set(model.VGG.__dataclass_fields__) - {"parent", "name"}
     # What is not of a training run: the mapped axis, pooling at other sizes, a part.
-    theirs -= {"batch_norm_axis", "adaptive_pool", "until"}
+    theirs -= {"batch_norm_axis", "adaptive_pool", "until", "frozen"}
     assert ours - {"batch_norm_across_replicas"} == theirs
 
 

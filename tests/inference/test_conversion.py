@@ -33,7 +33,7 @@ TARGETS = ["run", "net.safetensors", "timm.safetensors", "net.h5"]
 def test_there_and_back_is_the_same_net(target: str, tmp_path: pathlib.Path) -> None:
     net = random_net("vgg16").replace(train_scale=(256, 512))
     path = tmp_path / target
-    conversion.convert(net, path, "timm" if target.startswith("timm") else None)
+    conversion.save(net, path, "timm" if target.startswith("timm") else None)
     again = vgg_flax.load(path)
     assert same(net, again)
     assert (again.source, len(again.sha256)) == (str(path), 64)
@@ -42,7 +42,7 @@ def test_there_and_back_is_the_same_net(target: str, tmp_path: pathlib.Path) -> 
 
 def test_a_net_by_its_letter_goes_there_and_back(tmp_path: pathlib.Path) -> None:
     net = random_net("A")
-    conversion.convert(net, tmp_path / "net.safetensors")
+    conversion.save(net, tmp_path / "net.safetensors")
     again = vgg_flax.load(tmp_path / "net.safetensors")
     assert same(net, again)
     assert again.variant == "vgg11"
@@ -50,7 +50,7 @@ def test_a_net_by_its_letter_goes_there_and_back(tmp_path: pathlib.Path) -> None
 
 def test_a_checkpoints_own_folder_is_loaded_too(tmp_path: pathlib.Path) -> None:
     net = random_net("vgg11")
-    conversion.convert(net, tmp_path / "run")
+    conversion.save(net, tmp_path / "run")
     assert same(net, vgg_flax.load(tmp_path / "run" / "checkpoints" / "0"))
 
 
@@ -58,14 +58,14 @@ def test_batch_norm_goes_to_torchvisions_names_and_back(tmp_path: pathlib.Path) 
     for conv_bias in (True, False):
         net = random_net("vgg11_bn", conv_bias=conv_bias)
         path = tmp_path / f"{conv_bias}.safetensors"
-        conversion.convert(net, path)
+        conversion.save(net, path)
         images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
         np.testing.assert_array_equal(vgg_flax.load(path)(images), net(images))
         assert vgg_flax.load(path).model.conv_bias  # torchvision's modules have one
         # and through a checkpoint in between, the file is the same byte for byte
-        conversion.convert(vgg_flax.load(path), tmp_path / f"{conv_bias}")
+        conversion.save(vgg_flax.load(path), tmp_path / f"{conv_bias}")
         out = tmp_path / f"{conv_bias}_again.safetensors"
-        conversion.convert(vgg_flax.load(tmp_path / f"{conv_bias}"), out)
+        conversion.save(vgg_flax.load(tmp_path / f"{conv_bias}"), out)
         one, other = (formats.read(p).tensors for p in (path, out))
         assert one.keys() == other.keys()
         assert all(one[name].tobytes() == other[name].tobytes() for name in one)
@@ -73,7 +73,7 @@ def test_batch_norm_goes_to_torchvisions_names_and_back(tmp_path: pathlib.Path) 
 
 def test_caffes_pixels_are_written_blue_first_for_keras(tmp_path: pathlib.Path) -> None:
     net = random_net("vgg16").replace(preprocessing=layouts.CAFFE)
-    summary = conversion.convert(net, tmp_path / "net.h5")
+    summary = conversion.save(net, tmp_path / "net.h5")
     assert summary == "keras's names and pixels"
     assert vgg_flax.load(tmp_path / "net.h5").preprocessing == layouts.CAFFE
     kernel = formats.read(tmp_path / "net.h5").tensors
@@ -82,7 +82,7 @@ def test_caffes_pixels_are_written_blue_first_for_keras(tmp_path: pathlib.Path) 
     np.testing.assert_array_equal(first, ours[:, :, ::-1])
 
     other = random_net("vgg16")
-    summary = conversion.convert(other, tmp_path / "other.h5")
+    summary = conversion.save(other, tmp_path / "other.h5")
     assert "not its pixels: feed it Preprocessing(mean=(0.5, 0.5, 0.5)" in summary
     assert same(other, vgg_flax.load(tmp_path / "other.h5"))
 
@@ -92,25 +92,25 @@ def test_what_cannot_be_written_is_said_before_anything_is(
 ) -> None:
     net = random_net("vgg11_bn")
     with pytest.raises(WeightsError, match=r"no place for .*bn1_1.*fold BatchNorm"):
-        conversion.convert(net, tmp_path / "net.h5")
+        conversion.save(net, tmp_path / "net.h5")
     with pytest.raises(WeightsError, match=r"timm's files end in \.safetensors"):
-        conversion.convert(net, tmp_path / "net.h5", "timm")
+        conversion.save(net, tmp_path / "net.h5", "timm")
     with pytest.raises(WeightsError, match="known: torchvision, timm, keras"):
-        conversion.convert(net, tmp_path / "net.h5", "onnx")
+        conversion.save(net, tmp_path / "net.h5", "onnx")
     for name in ("net.pth", "net.weights.h5", "net.caffemodel"):
         with pytest.raises(WeightsError, match=r"expected a name in \.safetensors"):
-            conversion.convert(net, tmp_path / name)
+            conversion.save(net, tmp_path / name)
     with pytest.raises(WeightsError, match="no place for a head of global average"):
-        conversion.convert(random_net("vgg11", head="gap"), tmp_path / "net.h5")
+        conversion.save(random_net("vgg11", head="gap"), tmp_path / "net.h5")
     (tmp_path / "there.safetensors").write_bytes(b"mine")
     with pytest.raises(WeightsError, match="exists; choose another name"):
-        conversion.convert(net, tmp_path / "there.safetensors")
+        conversion.save(net, tmp_path / "there.safetensors")
     assert (tmp_path / "there.safetensors").read_bytes() == b"mine"
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WeightsError, match="cannot be written"):
-        conversion.convert(net, tmp_path / "file" / "net.safetensors")
+        conversion.save(net, tmp_path / "file" / "net.safetensors")
     with pytest.raises(checkpoint.CheckpointError, match="cannot be written"):
-        conversion.convert(net, tmp_path / "file" / "run")
+        conversion.save(net, tmp_path / "file" / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "there.safetensors"]
 
 
@@ -121,7 +121,7 @@ def test_the_command_converts_folds_and_refuses(
     source, run, folded = (
         str(tmp_path / name) for name in ("net.safetensors", "run", "folded.h5")
     )
-    conversion.convert(net, source)
+    conversion.save(net, source)
     assert cli.main(["convert", source, run]) == 0
     printed = capsys.readouterr().out
     assert f"wrote {run}: a checkpoint" in printed
@@ -143,9 +143,9 @@ def test_a_converted_net_starts_a_run(
     tiny_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     net = random_net("vgg11_bn", in_channels=1)
-    conversion.convert(net, tmp_path / "converted")
+    conversion.save(net, tmp_path / "converted")
     config = changed(tiny_config, init_from=str(tmp_path / "converted"))
-    state = resumption.new_state(config, checkpoint.load(config.init_from))
+    state = resumption.new_state(config, vgg_flax.load(config.init_from))
     start = {"params": state.params, "batch_stats": state.batch_stats}
     jax.tree.map(np.testing.assert_array_equal, start, net.variables)
 
@@ -157,7 +157,7 @@ def test_a_url_is_loaded_through_the_cache(
 ) -> None:
     monkeypatch.setenv("VGG_FLAX_CACHE", str(tmp_path / "cache"))
     net = random_net("vgg11")
-    conversion.convert(net, tmp_path / "net.safetensors")
+    conversion.save(net, tmp_path / "net.safetensors")
     url = (tmp_path / "net.safetensors").as_uri()
     again = vgg_flax.load(url)
     assert same(net, again) and again.source == url
@@ -170,7 +170,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with one net as run/ and as net.safetensors."""
     folder = tmp_path_factory.mktemp("written")
     for name in ("run", "net.safetensors"):
-        conversion.convert(random_net("vgg11"), folder / name)
+        conversion.save(random_net("vgg11"), folder / name)
     return folder
 
 
@@ -180,7 +180,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         {"variant": "vgg19"},
         {"num_classes": 3},
         {"preprocessing": "caffe"},
-        {"include_top": False},
         {"sha256": "0" * 64},
         {"step": "newest"},
         {"dtype": "int8"},
@@ -198,6 +197,17 @@ def test_no_option_is_dropped_silently(options: dict, written: pathlib.Path) -> 
         vgg_flax.load(written / "net.safetensors", variant="vgg99")
 
 
+def test_a_run_is_loaded_without_its_head_too(written: pathlib.Path) -> None:
+    images = np.ones((2, 64, 64, 3), np.uint8)
+    run, file = (
+        vgg_flax.load(written / name, include_top=False)
+        for name in ("run", "net.safetensors")
+    )
+    assert run.model == file.model and run.class_names == ()
+    assert not any(name.startswith("fc") for name in run.variables["params"])
+    np.testing.assert_array_equal(run(images), file(images))
+
+
 def test_features_only_is_asked_for_and_has_no_classes(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,7 +216,7 @@ def test_features_only_is_asked_for_and_has_no_classes(
         str(tmp_path / "net.safetensors"),
         str(tmp_path / "f.safetensors"),
     )
-    conversion.convert(net, source)
+    conversion.save(net, source)
     assert cli.main(["convert", source, features, "--features-only"]) == 0
     images = np.zeros((2, 64, 64, 3), np.uint8)
     assert vgg_flax.load(features)(images).shape == (2, 32)

@@ -493,7 +493,7 @@ def test_init_from_takes_the_papers_layers_or_all_of_them(
         init_layers=config_lib.PAPER_INIT_LAYERS,
         seed=1,
     )
-    weights = checkpoint.load(tmp_path / "a")
+    weights = vgg_flax.load(tmp_path / "a")
     params = resumption.new_state(deeper, weights).params
     for layer in params:
         same = layer in source and (

@@ -348,7 +348,7 @@ def test_secrets_of_a_url_are_written_nowhere(
     capfd: pytest.CaptureFixture,
 ):
     net = random_net("vgg11")
-    conversion.convert(net, tmp_path / "net.safetensors", "torchvision")
+    conversion.save(net, tmp_path / "net.safetensors", "torchvision")
     query = "token=t0ken&X-Amz-Signature=signat&download=true&s3cr3t"
     host = server.url.removeprefix("https://")
     url = f"https://user:hunter%322@{host}/net.safetensors?{query}"
@@ -360,8 +360,8 @@ def test_secrets_of_a_url_are_written_nowhere(
     assert loaded.source == (
         f"https://{host}/net.safetensors?token=***&X-Amz-Signature=***&download=***&***"
     )
-    conversion.convert(loaded, tmp_path / "run")
-    conversion.convert(loaded, tmp_path / "copy.safetensors", "torchvision")
+    conversion.save(loaded, tmp_path / "run")
+    conversion.save(loaded, tmp_path / "copy.safetensors", "torchvision")
     written = "".join(
         [
             *(str(path) for path in files_in(tmp_path)),

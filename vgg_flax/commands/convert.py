@@ -35,5 +35,5 @@ def _run(options: argparse.Namespace) -> None:
     net = weights_options.folded(
         options, weights_options.load(options, options.weights, **partly)
     )
-    summary = conversion.convert(net, options.dst, options.format)
+    summary = conversion.save(net, options.dst, options.format)
     print(f"wrote {options.dst}: {summary}")

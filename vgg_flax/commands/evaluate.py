@@ -8,11 +8,6 @@ from typing import Any
 from vgg_flax import errors
 from vgg_flax.commands import weights_options
 
-_DISTRIBUTED = (
-    "how processes that share the images find each other: auto (as JAX detects it), "
-    "off, or ADDRESS:PORT,COUNT,INDEX; with --output on storage they share"
-)
-
 
 def add(commands: Any) -> None:
     """Adds `evaluate` to the subcommands."""
@@ -66,7 +61,7 @@ def add(commands: Any) -> None:
         help="a file for the result as JSON, or a folder for evaluation-KEY.json, "
         "whose KEY depends on all that the numbers do; default: here",
     )
-    add("--distributed", default="auto", help=_DISTRIBUTED)
+    weights_options.add_distributed(command)
     weights_options.add(command)
     command.set_defaults(run=_run)
 

@@ -59,6 +59,17 @@ def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
     return net
 
 
+def add_distributed(command: argparse.ArgumentParser) -> None:
+    """Adds `--distributed`, as `parallel.distributed.initialize` takes it."""
+    command.add_argument(
+        "--distributed",
+        default="auto",
+        help="how processes that share the images find each other: auto (as JAX "
+        "detects it), off, or ADDRESS:PORT,COUNT,INDEX; with --output on storage they "
+        "share",
+    )
+
+
 def add_features_only(command: argparse.ArgumentParser) -> None:
     """Adds `--features-only`."""
     command.add_argument(

@@ -247,6 +247,10 @@ class OptimizerConfig:
         3, "plateau: validations without a better one before a decay", low=1
     )
     plateau_max_decays: int = setting(3, "plateau: decays in a run, at most", low=0)
+    layer_rates: tuple[tuple[str, float], ...] = setting(
+        (),
+        "factors of the rate by stage or layer: (('stage5', 0.1), ('fc8', 10))",
+    )
     accumulation_steps: int = setting(
         1, "micro-batches that each device's part of a batch is cut into", low=1
     )
@@ -335,11 +339,14 @@ class Config:
     )
     init_from: str = setting(
         "",
-        "run directory whose params a new run starts from; empty: none",
+        "weights that a new run starts from, as `vgg_flax.load` has them; empty: none",
         free_on_resume=True,
     )
     init_layers: tuple[str, ...] = setting(
-        (), "layers that are taken from init_from; empty: all", free_on_resume=True
+        (), "layers taken from it; empty: all, but a new head", free_on_resume=True
+    )
+    freeze: tuple[str, ...] = setting(
+        (), "stages and layers that are not trained: stage1, conv3_1 (with bn3_1), fc6"
     )
     resume_with_changes: bool = setting(
         False,

@@ -22,7 +22,7 @@ FORMATS = {
 }
 
 
-def convert(net: Net, target: str | os.PathLike[str], format: str | None = None) -> str:
+def save(net: Net, target: str | os.PathLike[str], format: str | None = None) -> str:
     """Writes `net` to `target`, whole or not at all; returns what it wrote, in words.
 
     Args:
@@ -41,6 +41,11 @@ def convert(net: Net, target: str | os.PathLike[str], format: str | None = None)
     if format is None:
         checkpoint.save_variables(path, net.variables, net.card.to_json())
         return f"a checkpoint; vgg_flax.load({str(path)!r}) reads it"
+    if net.model.until is not None:
+        raise WeightsError(
+            f"{path}: a net that ends with {net.model.until} has no name among "
+            f"{format}'s; write a checkpoint: a name without a suffix"
+        )
     lineage, suffix = FORMATS[format]
     layout = layouts.BY_NAME[lineage]
     # Keras's nets want blue first; a net made for other pixels stays in RGB, and the

@@ -52,7 +52,7 @@ def _stage(net: "VGG", stage: int, call: Call) -> Iterator[NamedLayer]:
 
     def normalize(name: str, x: jax.Array) -> jax.Array:
         return nn.BatchNorm(
-            use_running_average=not call.train,
+            use_running_average=not call.train or name in net.frozen,
             momentum=0.9,
             epsilon=BATCH_NORM_EPSILON,
             dtype=net.dtype,

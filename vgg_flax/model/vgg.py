@@ -46,6 +46,7 @@ class VGG(nn.Module):
         does at sizes other than 224 pixels, instead of the dense score map.
       until: one of `layer_names`: the net ends there, has no params beyond, and a
         call returns that layer's output.
+      frozen: layers whose BatchNorm uses its running statistics in training, too.
     """
 
     variant: str = "vgg16"
@@ -63,6 +64,7 @@ class VGG(nn.Module):
     batch_norm_axis: str | None = None
     adaptive_pool: bool = False
     until: str | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +81,7 @@ class VGG(nn.Module):
     def settings(self) -> dict[str, Any]:
         """The attributes, JSON-like; `VGG(**settings)` is this net on one device."""
         names = {field.name for field in dataclasses.fields(self)}
-        names -= {"parent", "name", "batch_norm_axis"}
+        names -= {"parent", "name", "batch_norm_axis", "frozen"}
         if self.until is None:  # a whole net says so by silence
             names -= {"until"}
         settings = {name: getattr(self, name) for name in sorted(names)}

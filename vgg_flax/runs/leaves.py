@@ -76,6 +76,12 @@ def to_leaves(state: Any) -> Leaves:
     return {path: np.array(jax.device_get(leaf)) for path, leaf in flat.items()}
 
 
+def shapes_by_path(state: Any) -> dict[str, Any]:
+    """The leaves of a pytree of shapes, by the same paths."""
+    nested = serialization.to_state_dict(state)
+    return traverse_util.flatten_dict(nested, sep="/")
+
+
 def from_leaves(target: Any, leaves: Leaves) -> Any:
     """`target`'s pytree with the values of `leaves`.
 

@@ -61,11 +61,16 @@ def make_forward(
                 method="walk",
             )
 
+        def enter(x: jax.Array, own: Any, totals: Any) -> tuple[jax.Array, Any]:
+            moving = {k: v for k, v in own.items() if k not in net.frozen}
+            x, moving = _enter(x, moving, totals)
+            return x, {**own, **moving}
+
         exchange = Exchange(shards, params, totals)
         x, moved = images, {}
         for stage in model.STAGES:
             x = exchange.begin(stage, x)
-            x, own = _enter(x, _part(params, stage), _part(totals, stage))
+            x, own = enter(x, _part(params, stage), _part(totals, stage))
             go = functools.partial(run, stage)
             if remat:
                 go = remat_lib.rematerialize(
@@ -76,7 +81,7 @@ def make_forward(
             exchange.end(stage)
         head = model.PARTS[-1]
         x, own = exchange.arrive(x, _part(params, head))
-        x, own = _enter(x, own, exchange.without_kernels(_part(totals, head)))
+        x, own = enter(x, own, exchange.without_kernels(_part(totals, head)))
         scores, _ = run(head, own, x)
         return scores.mean(axis=(1, 2)), moved
 

@@ -17,7 +17,7 @@ from vgg_flax.data.splits import Split
 from vgg_flax.errors import ConfigError
 from vgg_flax.parallel import distributed
 from vgg_flax.runs import directory
-from vgg_flax.training import objectives, schedules
+from vgg_flax.training import objectives, schedules, selection
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
 from vgg_flax.training.objectives import Objective
@@ -69,7 +69,8 @@ class Job:
         config = config_lib.check(config)
         objectives.check(objective, config.objective)
         storage.check_path("--workdir", workdir)
-        storage.check_path("config.init_from", config.init_from)
+        if not config.init_from.startswith(("http://", "https://", "file://")):
+            storage.check_path("config.init_from", config.init_from)
         distributed.check_devices()
         check_fits(config, jax.device_count())
         opened = _open_splits(config, objective)
@@ -221,6 +222,7 @@ def check_fits(config: Config, devices: int) -> None:
         "data.batch_size", config.data.batch_size, devices * pieces, of_what
     )
     net = state_lib.make_model(config.model)
+    selection.check(config, net)
     if net.param_dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError(
             "config.model.dtype='float64' needs JAX's 64-bit mode, which is off; "

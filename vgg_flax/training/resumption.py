@@ -2,18 +2,29 @@
 
 import dataclasses
 import itertools
+from typing import Any
+
+import numpy as np
 
 from vgg_flax import config as config_lib
-from vgg_flax import console
+from vgg_flax import console, loading
 from vgg_flax.config import Config
-from vgg_flax.errors import ConfigError
+from vgg_flax.errors import ConfigError, VGGFlaxError
+from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
-from vgg_flax.runs import checkpoint
-from vgg_flax.runs.leaves import Checkpoint, CheckpointError, from_leaves, to_leaves
+from vgg_flax.runs.leaves import (
+    Checkpoint,
+    CheckpointError,
+    Leaves,
+    from_leaves,
+    shapes_by_path,
+    to_leaves,
+)
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.job import Job
 from vgg_flax.training.state import TrainState
-from vgg_flax.weights.card import ModelCard
+
+_HEAD = ("fc6", "fc7", "fc8")
 
 
 def check_unchanged(saved: Checkpoint, job: Job) -> None:
@@ -116,27 +127,78 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
         own = config_lib.from_dict(saved.meta["config"]).data
         job = _with_pixels(job, config_lib.mean_and_std(own))
         check_unchanged(saved, job)
-        _check_same_start(job, saved)
-        return job, from_leaves(job.abstract_state, saved.leaves)
+        _check_same_start(job, (saved.step, saved.sha256))
+        return job, from_leaves(job.abstract_state, _with_momentum(job, saved))
     config, pixels = job.config, config_lib.mean_and_std(job.config.data)
-    weights = checkpoint.load(config.init_from) if config.init_from else None
+    weights = load_weights(config)
     state = new_state(config, weights)
     if weights is not None and _takes(config, "conv1_1"):
-        own = ModelCard.of_step(weights, config.init_from).preprocessing
+        own = weights.preprocessing
         _check_pixels(config, {"mean": own.mean, "std": own.std})
         pixels = own.mean, own.std
         told = f"mean {_rounded(own.mean)}, std {_rounded(own.std)}"
         console.say(f"pixels of {config.init_from}: {told}")
     job = _with_pixels(job, pixels)
-    _check_same_start(job, weights)
+    _check_same_start(job, weights and weights.sha256)
     return job, state
 
 
-def _check_same_start(job: Job, source: Checkpoint | None) -> None:
+def load_weights(config: Config) -> Net | None:
+    """The net in `config.init_from`, without a head that would not be taken."""
+    if not config.init_from:
+        return None
+    head = [name for name in _HEAD if _takes(config, name)]
+    dtype = "float64" if config.model.dtype == "float64" else None
+    try:
+        return loading.load(
+            config.init_from,
+            include_top=None if head else False,
+            dtype=dtype,
+        )
+    except VGGFlaxError as error:
+        raise ConfigError(f"config.init_from: {error}") from error
+
+
+def _with_momentum(job: Job, saved: Checkpoint) -> Leaves:
+    """The leaves of a step as this run needs them, where it trains other layers.
+
+    What was frozen has no momentum, and begins with 0; that of what is frozen now is
+    left out.
+    """
+    before = config_lib.from_dict(saved.meta["config"]).freeze
+    if before == job.config.freeze:
+        return saved.leaves
+    expected = {
+        path: leaf
+        for path, leaf in shapes_by_path(job.abstract_state).items()
+        if path.startswith("opt_state/")
+    }
+    leaves = {
+        path: leaf
+        for path, leaf in saved.leaves.items()
+        if path in expected or not path.startswith("opt_state/")
+    }
+    fresh = {
+        path: np.zeros(leaf.shape, leaf.dtype)
+        for path, leaf in expected.items()
+        if path not in leaves
+    }
+    gone = set(saved.leaves) - set(leaves)
+    for paths, what in (
+        (fresh, "trained from here on, with a momentum of 0"),
+        (gone, "frozen from here on"),
+    ):
+        layers = sorted({path.split("/")[-2] for path in paths})
+        if layers:
+            console.say(f"{', '.join(layers)}: {what}")
+    return leaves | fresh
+
+
+def _check_same_start(job: Job, source: Any) -> None:
     """Raises ConfigError where the processes would start from different things."""
     distributed.check_same(
         {
-            "what it starts from": source and (source.step, source.sha256),
+            "what it starts from": source,
             "config.data.mean": job.config.data.mean,
             "config.data.std": job.config.data.std,
         }
@@ -182,7 +244,7 @@ def _check_pixels(config: Config, theirs: dict[str, tuple[float, ...]]) -> None:
             )
 
 
-def new_state(config: Config, weights: Checkpoint | None) -> TrainState:
+def new_state(config: Config, weights: Net | None) -> TrainState:
     """The state before the first step: drawn, and taken from weights.
 
     Args:
@@ -202,27 +264,55 @@ def _takes(config: Config, layer: str) -> bool:
     return not config.init_layers or layer in config.init_layers
 
 
-def _init_from(config: Config, other: Checkpoint, state: TrainState) -> TrainState:
-    """`state` with params (and statistics) of another run's checkpoint."""
-    expected = to_leaves(state)
-    chosen = {
-        path: leaf
-        for path, leaf in other.leaves.items()
-        if _takes(config, path.split("/")[1])
-    }
-    layers = {path.split("/")[1] for path in chosen}
+def _init_from(config: Config, other: Net, state: TrainState) -> TrainState:
+    """`state` with params (and statistics) of another net.
+
+    Where all are taken and the heads differ, ours starts anew from the first FC layer
+    on that is another: what follows would read features that are gone.
+    """
+    expected, theirs = to_leaves(state), to_leaves(other.variables)
+    chosen = {p: leaf for p, leaf in theirs.items() if _takes(config, _layer(p))}
+    layers = {_layer(path) for path in theirs}
     missing = [layer for layer in config.init_layers if layer not in layers]
     if missing:
         raise ConfigError(
             f"config.init_layers names {missing}, which {config.init_from} lacks; it "
-            f"has {sorted({path.split('/')[1] for path in other.leaves})}"
+            f"has {sorted(layers)}"
         )
+    anew: list[str] = []
+    if not config.init_layers:
+        anew = _new_head(expected, theirs)
+        chosen = {p: leaf for p, leaf in chosen.items() if _layer(p) not in anew}
+        if there := [name for name in anew if f"params/{name}/kernel" in expected]:
+            console.say(
+                f"{', '.join(there)}: drawn anew, as {other.source} "
+                + ("has no head" if not layers & {*_HEAD} else "has another head")
+            )
     kept = {
         path: leaf
         for path, leaf in expected.items()
-        if path not in chosen and (config.init_layers or not _is_model(path))
+        if path not in chosen
+        and (config.init_layers or not _is_model(path) or _layer(path) in anew)
     }
     return from_leaves(state, {**kept, **chosen})
+
+
+def _new_head(expected: Leaves, theirs: Leaves) -> list[str]:
+    """The FC layers from the first one on that differs."""
+    for i, name in enumerate(_HEAD):
+        paths = [f"params/{name}/{leaf}" for leaf in ("kernel", "bias")]
+        shapes = [
+            [leaves[path].shape if path in leaves else None for path in paths]
+            for leaves in (expected, theirs)
+        ]
+        if shapes[0] != shapes[1]:
+            return list(_HEAD[i:])
+    return []
+
+
+def _layer(path: str) -> str:
+    """Of "params/conv1_1/kernel", "conv1_1"."""
+    return path.split("/")[1] if "/" in path else path
 
 
 def _is_model(path: str) -> bool:

@@ -12,7 +12,7 @@ from flax import struct
 from vgg_flax import model, parallel
 from vgg_flax.config import Config, ModelConfig
 from vgg_flax.errors import ConfigError
-from vgg_flax.training import optimizers, schedules
+from vgg_flax.training import optimizers, schedules, selection
 
 
 class TrainState(struct.PyTreeNode):
@@ -58,11 +58,12 @@ def init_state(config: Config) -> TrainState:
     batch_stats = jax.tree.map(
         lambda x: x.astype(net.param_dtype), variables.get("batch_stats", {})
     )
+    trained, _ = selection.split(config, variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=batch_stats,
-        opt_state=optimizers.make_optimizer(config.optimizer).init(variables["params"]),
+        opt_state=optimizers.make_optimizer(config.optimizer).init(trained),
         plateau=schedules.init_plateau(),
     )
 

@@ -15,7 +15,7 @@ from vgg_flax import parallel
 from vgg_flax.config import Config
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.training import forward as forward_lib
-from vgg_flax.training import optimizers, schedules, state
+from vgg_flax.training import optimizers, schedules, selection, state
 from vgg_flax.training.objectives import CLASSIFICATION
 from vgg_flax.training.state import TrainState
 
@@ -46,6 +46,7 @@ def make_train_step(
       `parameter_norm` (of the new params).
     """
     net = state.make_model(config.model)
+    net = net.clone(frozen=tuple(sorted(selection.frozen(config, net.layer_names))))
     forward = forward_lib.make_forward(net, shards, remat=config.remat)
     preprocessing = Preprocessing.of(config.data)
     transformation = optimizers.make_optimizer(config.optimizer)
@@ -53,39 +54,43 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        trained, frozen = selection.split(config, state.params)
 
-        def loss(params: Any, totals: Any, batch_stats: Any, batch: Batch) -> Any:
+        def loss(trained: Any, totals: Any, batch_stats: Any, batch: Batch) -> Any:
             images = preprocessing.normalize(
                 batch["image"], batch.get("color_shift"), net.param_dtype
             )
             outputs, batch_stats = forward(
-                params, totals, batch_stats, images, batch["index"], key
+                trained | frozen, totals, batch_stats, images, batch["index"], key
             )
             sums = objective(outputs, batch)
             return sums["loss"], (batch_stats, sums)
 
-        grad = functools.partial(jax.grad(loss, has_aux=True), state.params)
+        grad = functools.partial(jax.grad(loss, has_aux=True), trained)
         grads, batch_stats, sums = _accumulate(grad, state.batch_stats, batch, pieces)
         # Sums over replicas, divided once: masked examples weigh nothing anywhere.
         grads, sums = shards.psum((grads, sums))
         count = jnp.maximum(sums["count"], 1)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
 
-        direction, opt_state = transformation.update(
-            grads, state.opt_state, state.params
-        )
+        direction, opt_state = transformation.update(grads, state.opt_state, trained)
         learning_rate = schedule(state.step) * schedules.plateau_factor(
             config.optimizer, state.plateau
         )
         params = jax.tree.map(
             lambda w, d: w - jnp.asarray(learning_rate, w.dtype) * d,
-            state.params,
+            trained,
             direction,
         )
+        params |= frozen
+        batch_stats = jax.lax.pmean(batch_stats, parallel.AXIS_NAME)
+        _, still = selection.split(
+            config, state.batch_stats
+        )  # not by a mean: to the bit
         new_state = state.replace(
             step=state.step + 1,
             params=params,
-            batch_stats=jax.lax.pmean(batch_stats, parallel.AXIS_NAME),
+            batch_stats=batch_stats | still,
             opt_state=opt_state,
         )
         norms = {"gradient_norm": grads, "parameter_norm": params}

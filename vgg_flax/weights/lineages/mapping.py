@@ -46,7 +46,7 @@ def to_weights(
     sha256: str = "",
     metadata: Mapping[str, str] | None = None,
     variant: str | None = None,
-    include_top: bool = True,
+    include_top: bool | None = True,
     num_classes: int | None = None,
     preprocessing: str | None = None,
     crop_size: int | None = None,
@@ -60,7 +60,8 @@ def to_weights(
       sha256: of the file: some published ones are known by it.
       metadata: of the file, if we wrote it: the card is in it.
       variant: instead of the one that the names say ("vgg11_lrn" has A's names).
-      include_top: False: without FC layers, `head="none"`.
+      include_top: False: without FC layers, `head="none"`; None: with them, if they
+        are there and are numbers.
       num_classes: other than the file's: fc8 starts anew, with its initialiser.
       preprocessing: a key of `layouts.PIXELS`, instead of what the file tells.
       crop_size: as of `ModelCard.with_sizes`, like the next one.
@@ -73,6 +74,9 @@ def to_weights(
         tensor and the likely cause, or pixels that cannot be told.
     """
     match, entry = recognition.recognise(tensors), metadata_lib.read(metadata or {})
+    if include_top is None:
+        is_nan = recognition.top_is_nan(match, tensors)
+        include_top = match.head != "none" and not is_nan
     written = None if entry is None else entry.card
     if written is not None:
         match = dataclasses.replace(match, variant=written.variant)
