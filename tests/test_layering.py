@@ -33,7 +33,7 @@ OWNERS = {  # top-level package -> the only files that import it
         "data/prepared",
         "data/splits",
     },
-    "matplotlib": {"runs/curves", "inference/heatmap"},
+    "matplotlib": {"runs/curves", "inference/heatmap", "evaluation/confusion"},
     "tensorboardX": {"runs/tensorboard"},
     "tqdm": {"console", "runs/log", "weights/download"},
     "h5py": {
@@ -85,7 +85,7 @@ LOCAL = {
 HELP = """
 import contextlib, io
 from vgg_flax import cli
-commands = "prepare evaluate predict features describe convert export compile"
+commands = "prepare evaluate predict features probe describe convert export compile"
 for command in "", *commands.split():
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         cli.parse([*command.split(), "--help"])

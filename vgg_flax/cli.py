@@ -16,9 +16,20 @@ from vgg_flax.commands import (
     features,
     predict,
     prepare,
+    probe,
 )
 
-_COMMANDS = (prepare, evaluate, predict, features, describe, convert, export, compile)
+_COMMANDS = (
+    prepare,
+    evaluate,
+    predict,
+    features,
+    probe,
+    describe,
+    convert,
+    export,
+    compile,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

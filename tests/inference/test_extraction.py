@@ -190,6 +190,7 @@ def test_a_stopped_call_goes_on_with_the_next_part(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.npz"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_parts(
     run: str, images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -55,6 +55,7 @@ def add(commands: Any) -> None:
     add("--limit", type=int, help="only the first so many images")
     add("--skip-bad", action="store_true", help="exit code 0 despite unreadable images")
     add("--predictions", help="a row an image: FILE.csv or FILE.parquet")
+    add("--confusion", help="a picture of what is taken for what: FILE.png")
     add(
         "--output",
         default=".",
@@ -102,6 +103,31 @@ def _check_targets(options: argparse.Namespace, output: Any, predictions: Any) -
         raise errors.ConfigError(f"--output and --predictions are both {output}")
 
 
+def _writer(options: argparse.Namespace, net: Any, images: Any) -> Any:
+    """`and_write` of an evaluation: the table and the picture that are asked for."""
+    from etils import epath
+
+    from vgg_flax.data import imagenet
+    from vgg_flax.evaluation import confusion, tables
+
+    classes = images.classes or range(net.model.num_classes)
+    picture = options.confusion and epath.Path(options.confusion)
+    if picture:
+        confusion.check(picture, len(classes))
+
+    def write(result: Any, outcomes: Any) -> None:
+        if options.predictions:
+            path = epath.Path(options.predictions)
+            tables.write_predictions(result, outcomes, path)
+        if picture:
+            names = imagenet.display_names(net.class_names, net.model.num_classes)
+            title = f"{images.split.name}: {result['experiments'][0]['name']}"
+            counts = confusion.matrix(outcomes, classes)
+            confusion.draw(picture, counts, [names[i] for i in classes], title)
+
+    return write
+
+
 def _run(options: argparse.Namespace) -> int:
     import jax
     from etils import epath
@@ -113,7 +139,7 @@ def _run(options: argparse.Namespace) -> int:
 
     distributed.initialize(options.distributed)
     distributed.check_devices()
-    for flag in ("output", "predictions"):
+    for flag in ("output", "predictions", "confusion"):
         storage.check_path(f"--{flag}", getattr(options, flag) or "")
     output = epath.Path(options.output)
     predictions = options.predictions and epath.Path(options.predictions)
@@ -148,10 +174,7 @@ def _run(options: argparse.Namespace) -> int:
     for remark in images.split.remarks:
         console.say(f"{images.split.name}: {remark}")
 
-    def write_predictions(result: Any, outcomes: Any) -> None:
-        if predictions:
-            tables.write_predictions(result, outcomes, predictions)
-
+    and_write = _writer(options, nets[0], images)
     try:
         result, _ = evaluate.evaluate(
             nets,
@@ -160,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
             output,
             settings=Settings(options.batch_size, options.matmul_precision),
             limit=options.limit,
-            and_write=write_predictions,
+            and_write=and_write,
         )
     except errors.Interrupted as stop:
         print(stop, file=sys.stderr)

@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     storage.check_path("--output", options.output)
     output = epath.Path(options.output)
     layers = tuple(options.layers.split(","))
-    net = weights_options.load(options, options.weights)
+    net = weights_options.load(options, options.weights, include_top=None)
     settings = extraction.Settings(layers, options.pool, options.batch_size)
     extraction.check(net, settings, output)
     storage.check_output("--output", output)

@@ -9,10 +9,11 @@ import functools
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +93,8 @@ def extract(
         folder.mkdir(parents=True, exist_ok=True)
         parts = [files[i : i + PART] for i in range(0, len(files), PART)]
         paths = [folder / f"{i:06}.npz" for i in range(len(parts))]
-        _fill(_Computation(net, settings), parts, paths, after_image)
+        compute = functools.partial(_part, net, Extractor(net, settings))
+        _fill(compute, parts, paths, after_image)
         lease.check()
         unreadable = _finish(paths, output)
         if jax.process_count() > 1:
@@ -104,14 +106,7 @@ def extract(
 
 def check(net: Net, settings: Settings, output: epath.Path) -> None:
     """Raises ConfigError where `extract` would."""
-    try:
-        net.model.deepest(settings.layers)
-    except ValueError as error:
-        raise ConfigError(f"--layers: {error}") from error
-    if settings.pool not in POOLS:
-        raise ConfigError(f"--pool {settings.pool}; expected {', '.join(POOLS)}")
-    if settings.batch_size < 1:
-        raise ConfigError(f"--batch-size {settings.batch_size}; expected at least 1")
+    check_settings(net, settings)
     if output.suffix not in (".npz", ".parquet"):
         raise ConfigError(f"--output {output}: expected a name in .npz or .parquet")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -121,8 +116,20 @@ def check(net: Net, settings: Settings, output: epath.Path) -> None:
         )
 
 
+def check_settings(net: Net, settings: Settings) -> None:
+    """Raises ConfigError for settings that this net does not have."""
+    try:
+        net.model.deepest(settings.layers)
+    except ValueError as error:
+        raise ConfigError(f"--layers: {error}") from error
+    if settings.pool not in POOLS:
+        raise ConfigError(f"--pool {settings.pool}; expected {', '.join(POOLS)}")
+    if settings.batch_size < 1:
+        raise ConfigError(f"--batch-size {settings.batch_size}; expected at least 1")
+
+
 def _fill(
-    compute: "_Computation",
+    compute: Callable[..., tuple[Rows, dict[str, str]]],
     parts: Sequence[Sequence[epath.Path]],
     paths: Sequence[epath.Path],
     after_image: Callable[[int], object],
@@ -158,12 +165,11 @@ def _fill(
         distributed.wait_for_all("all features computed")
 
 
-class _Computation:
-    """The rows of parts: the net on this process's devices, compiled once."""
+class Extractor:
+    """The net on this process's devices, compiled once."""
 
     def __init__(self, net: Net, settings: Settings):
-        self._net, self._settings = net, settings
-        self._devices = jax.local_devices()
+        self._devices, self._layers = jax.local_devices(), settings.layers
         self._variables = parallel.replicate(net.variables, self._devices)
         count = len(self._devices)
         self._size = -(-settings.batch_size // count) * count
@@ -173,47 +179,52 @@ class _Computation:
             devices=self._devices,
         )
 
-    def __call__(
-        self, files: Sequence[epath.Path], after_image: Callable[[int], object]
-    ) -> tuple[Rows, dict[str, str]]:
-        """The rows of a part, and why some of its files have none."""
-        unreadable: dict[str, str] = {}
-        there: list[epath.Path] = []
-        found: dict[str, list[np.ndarray]] = {n: [] for n in self._settings.layers}
+    def batches(self, views: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Of test views, in their order: the pooled layers, float32, some at a time."""
+        for count, outputs in ahead(self._sent(views), _IN_FLIGHT):
+            values = jax.device_get(outputs)
+            yield {n: np.asarray(values[n][:count], np.float32) for n in self._layers}
 
-        def batches() -> Iterator[tuple[int, dict[str, jax.Array]]]:
-            views: list[np.ndarray] = []
-            read = functools.partial(_read, self._net)
-            for path, view in zip(files, in_threads(read, files), strict=True):
-                after_image(1)
-                if isinstance(view, codec.ImageError):
-                    unreadable[str(path)] = str(view)
-                    continue
+    def _sent(
+        self, views: Iterable[np.ndarray]
+    ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+        waiting = iter(views)
+        while some := list(itertools.islice(waiting, self._size)):
+            images = np.zeros((self._size, *some[0].shape), np.uint8)
+            images[: len(some)] = some
+            with jax.default_matmul_precision("highest"):
+                batch = parallel.shard({"image": images}, self._devices)
+                yield len(some), self._step(self._variables, batch)
+
+
+def _part(
+    net: Net,
+    extractor: Extractor,
+    files: Sequence[epath.Path],
+    after_image: Callable[[int], object],
+) -> tuple[Rows, dict[str, str]]:
+    """The rows of a part, and why some of its files have none."""
+    unreadable: dict[str, str] = {}
+    there: list[epath.Path] = []
+
+    def views() -> Iterator[np.ndarray]:
+        read = functools.partial(_read, net)
+        for path, view in zip(files, in_threads(read, files), strict=True):
+            after_image(1)
+            if isinstance(view, codec.ImageError):
+                unreadable[str(path)] = str(view)
+            else:
                 there.append(path)
-                views.append(view)
-                if len(views) == self._size:
-                    yield len(views), self._send(views)
-                    views = []
-            if views:
-                yield len(views), self._send(views)
+                yield view
 
-        for count, outputs in ahead(batches(), _IN_FLIGHT):
-            for name, values in jax.device_get(outputs).items():
-                found[name].append(np.asarray(values[:count], np.float32))
-        rows: Rows = {
-            "image": np.array([str(path) for path in there], np.str_),
-            "label": np.array([path.parent.name for path in there], np.str_),
-        }
-        if there:
-            rows |= {name: np.concatenate(values) for name, values in found.items()}
-        return rows, unreadable
-
-    def _send(self, views: list[np.ndarray]) -> dict[str, jax.Array]:
-        images = np.zeros((self._size, *views[0].shape), np.uint8)
-        images[: len(views)] = views
-        with jax.default_matmul_precision("highest"):
-            batch = parallel.shard({"image": images}, self._devices)
-            return self._step(self._variables, batch)
+    found = list(extractor.batches(views()))
+    rows: Rows = {
+        "image": np.array([str(path) for path in there], np.str_),
+        "label": np.array([path.parent.name for path in there], np.str_),
+    }
+    for name in found[0] if found else ():
+        rows[name] = np.concatenate([batch[name] for batch in found])
+    return rows, unreadable
 
 
 def _step(

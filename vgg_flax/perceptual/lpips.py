@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,12 +48,13 @@ def lpips(
       others: likewise, of the same size.
       range: of floats: the values of black and of white. Values beyond are an error
         where they are known, that is not within `jit`.
-      any_pixels: whether to take a net of other pixels than torchvision's, which gives
-        other distances.
+      any_pixels: whether to take a net of other pixels than torchvision's, which is
+        given its own; distances are then others than the published ones.
 
     Raises:
       ValueError: another net, or images that are none of those.
     """
+    scale = _lpips_pixels if _is_torchvisions(net) else _own_pixels(net)
     _check_net(net, any_pixels)
     if images.shape != others.shape:
         raise ValueError(f"images {images.shape}, others {others.shape}; expected one")
@@ -62,7 +64,7 @@ def lpips(
     mine, theirs = (
         net.model.apply(
             net.variables,
-            (_to_signed(x, range, net.model.param_dtype) - _SHIFT) / _SCALE,
+            scale(_to_signed(x, range, net.model.param_dtype)),
             LAYERS,
             method="features",
         )
@@ -81,16 +83,25 @@ def _check_net(net: Net, any_pixels: bool) -> None:
         raise ValueError(
             f"LPIPS is of vgg16, in full width and with max pools; this is {model}"
         )
-    pixels = net.preprocessing
-    is_torchvisions = np.allclose(
-        (pixels.mean, pixels.std), (config.IMAGENET_MEAN, config.IMAGENET_STD)
-    )
-    if not (is_torchvisions or any_pixels):
+    if not (_is_torchvisions(net) or any_pixels):
         raise ValueError(
             f"LPIPS was fitted to torchvision's vgg16, and the pixels of this net "
             f"({net.source}) are others, of which distances differ; any_pixels=True "
             "takes it nevertheless"
         )
+
+
+def _is_torchvisions(net: Net) -> bool:
+    own = net.preprocessing.mean, net.preprocessing.std
+    return np.allclose(own, (config.IMAGENET_MEAN, config.IMAGENET_STD))
+
+
+def _lpips_pixels(x: jax.Array) -> jax.Array:
+    return (x - _SHIFT) / _SCALE
+
+
+def _own_pixels(net: Net) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: net.preprocessing.normalize((x + 1) * 127.5, dtype=x.dtype)
 
 
 def _to_signed(x: jax.Array, range: tuple[float, float], dtype: Any) -> jax.Array:

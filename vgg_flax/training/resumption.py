@@ -134,10 +134,10 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
     state = new_state(config, weights)
     if weights is not None and _takes(config, "conv1_1"):
         own = weights.preprocessing
-        _check_pixels(config, {"mean": own.mean, "std": own.std})
+        _check_pixels(config, weights)
         pixels = own.mean, own.std
         told = f"mean {_rounded(own.mean)}, std {_rounded(own.std)}"
-        console.say(f"pixels of {config.init_from}: {told}")
+        console.say(f"pixels of {weights.source}: {told}")
     job = _with_pixels(job, pixels)
     _check_same_start(job, weights and weights.sha256)
     return job, state
@@ -232,14 +232,15 @@ def _rounded(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def _check_pixels(config: Config, theirs: dict[str, tuple[float, ...]]) -> None:
+def _check_pixels(config: Config, weights: Net) -> None:
     """Raises ConfigError where a config has other pixels than its weights."""
-    for name, value in theirs.items():
+    for name in ("mean", "std"):
         given = getattr(config.data, name)
+        value = getattr(weights.preprocessing, name)
         if given not in (None, value):
             raise ConfigError(
-                f"config.data.{name}={given}, and {config.init_from}, whose conv1_1 "
-                f"the run starts from, was trained with {value}; leave it out of the "
+                f"config.data.{name}={given}, and {weights.source}, whose conv1_1 the "
+                f"run starts from, was trained with {value}; leave it out of the "
                 f"recipe, or say --config.data.{name}=None, to train with the weights'"
             )
 
@@ -276,8 +277,8 @@ def _init_from(config: Config, other: Net, state: TrainState) -> TrainState:
     missing = [layer for layer in config.init_layers if layer not in layers]
     if missing:
         raise ConfigError(
-            f"config.init_layers names {missing}, which {config.init_from} lacks; it "
-            f"has {sorted(layers)}"
+            f"config.init_layers names {missing}, which {other.source} lacks; it has "
+            f"{sorted(layers)}"
         )
     anew: list[str] = []
     if not config.init_layers:
