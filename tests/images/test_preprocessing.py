@@ -796,9 +796,28 @@ def test_a_test_view_is_of_a_path_bytes_a_picture_or_an_array(
         (np.zeros((8, 8, 3), np.float32), "array of float32 of shape .*expected uint8"),
         (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
         (np.zeros((1, 8, 8, 3), np.uint8), r"shape \(1, 8, 8, 3\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
         (7, "expected an image's bytes, not 7"),
     ],
 )
 def test_what_is_no_image_is_told(given: Any, said: str) -> None:
     with pytest.raises(codec.ImageError, match=said):
         RGB.test_view(given)
+
+
+def test_a_picture_that_cannot_be_decoded_is_told(tmp_path: pathlib.Path) -> None:
+    """Pillow opens a cut file, and finds that out when it is asked for the pixels."""
+    path = tmp_path / "cut.png"
+    samples.pictures()[0].save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with PIL.Image.open(path) as cut, pytest.raises(codec.ImageError):
+        RGB.test_view(cut)
+    with pytest.raises(codec.ImageError, match=r"cut\.png: cannot decode 5000 bytes"):
+        RGB.test_view(path)
+
+
+def test_a_picture_stays_as_it_is() -> None:
+    palette = samples.pictures()[0].quantize(16)
+    palette.info["transparency"] = 3
+    RGB.test_view(palette)
+    assert palette.info["transparency"] == 3

@@ -109,12 +109,15 @@ def test_they_work_within_a_jitted_step_with_frozen_params() -> None:
     [
         (lambda f: perceptual.content_loss({}, f), "features have .*not 'relu4_2'"),
         (lambda f: perceptual.style_loss(f, {}), "targets have .*not 'relu1_1'"),
+        (lambda f: perceptual.style_loss(f, f, {}), "expected a layer or more"),
         (
             lambda f: perceptual.content_loss(f, features(0, side=48)),
             "expected the same shape",
         ),
         (
-            lambda f: perceptual.style_loss(f, {"relu1_1": f["relu3_1"]}),
+            lambda f: perceptual.style_loss(
+                f, {"relu1_1": f["relu3_1"]}, {"relu1_1": 1.0}
+            ),
             "Gram matrix of 4 channels",
         ),
         (lambda f: perceptual.total_variation(jnp.ones((4, 4, 3))), "expected floats"),

@@ -57,7 +57,7 @@ def write_predictions(
     Raises:
       ConfigError: another suffix, .parquet without pyarrow, or it can't be written.
     """
-    _check_suffix(path)
+    check_suffix("--predictions", path, ".csv")
     remedy = "all results are kept: make room, then run the same command again"
     rows = []
     for i, experiment in enumerate(result["experiments"]):
@@ -94,15 +94,22 @@ def write_predictions(
 
 def check_predictions(path: epath.Path) -> None:
     """Raises ConfigError where `write_predictions` could not; makes the folder."""
-    _check_suffix(path)
+    check_suffix("--predictions", path, ".csv")
     storage.check_output("--predictions", path)
 
 
-def _check_suffix(path: epath.Path) -> None:
-    if path.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--predictions {path}: expected a name in .csv or .parquet")
+def check_suffix(option: str, path: epath.Path, other: str) -> None:
+    """Raises ConfigError for names in neither `other` nor .parquet that can be written.
+
+    Args:
+      option: that named the path: "--predictions".
+      path: of a table.
+      other: the suffix that needs no package: ".csv".
+    """
+    if path.suffix not in (other, ".parquet"):
+        raise ConfigError(f"{option} {path}: expected a name in {other} or .parquet")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError(
-            f"--predictions {path} needs the package pyarrow: pip install "
-            "'vgg-flax[parquet]', or ask for .csv"
+            f"{option} {path} needs the package pyarrow: pip install "
+            f"'vgg-flax[parquet]', or ask for {other}"
         )

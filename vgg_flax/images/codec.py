@@ -66,16 +66,17 @@ def open_image(image: Image, channels: int = 3) -> np.ndarray:
     """
     if isinstance(image, (str, os.PathLike)):
         try:
-            return decode(epath.Path(image).expanduser().read_bytes(), channels)
-        except (OSError, ImageError) as error:
+            return decode(read(image), channels)
+        except ImageError as error:
             raise ImageError(f"{os.fspath(image)}: {error}") from error
     if isinstance(image, PIL.Image.Image):
-        check_pixels(image.height, image.width)
-        return _pixels(image, channels)
+        with enough_memory(), _pillows_errors():
+            return _pixels(image, channels)
     if not isinstance(image, np.ndarray):
         return decode(image, channels)
     count = image.shape[2] if image.ndim == 3 else 1
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or count not in (1, 3):
+    is_image = image.ndim in (2, 3) and count in (1, 3) and image.size
+    if image.dtype != np.uint8 or not is_image:
         raise ImageError(
             f"an array of {image.dtype} of shape {image.shape}; expected uint8, 0 to "
             "255, [height, width] or [height, width, 1 or 3]"
@@ -84,6 +85,14 @@ def open_image(image: Image, channels: int = 3) -> np.ndarray:
         return image.reshape(*image.shape[:2], channels)
     grey_or_rgb = image.reshape(image.shape[:2]) if count == 1 else image
     return _pixels(PIL.Image.fromarray(grey_or_rgb), channels)
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """What is in a file; raises ImageError, without its name, where there is none."""
+    try:
+        return epath.Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
 
 
 def decode(data: bytes, channels: int = 3) -> np.ndarray:
@@ -120,10 +129,15 @@ def _decode(data: bytes, channels: int) -> np.ndarray:
                 return simplejpeg.decode_jpeg(data, "RGB")
         except (ValueError, KeyError):  # KeyError: a header cut off
             pass  # Pillow forgives more; what it refuses is an ImageError below
+    with _pillows_errors(), PIL.Image.open(io.BytesIO(data)) as image:
+        return _pixels(image, channels)
+
+
+@contextlib.contextmanager
+def _pillows_errors() -> Iterator[None]:
+    """Raises ImageError for what Pillow raises, which decodes when it is asked to."""
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            check_pixels(image.height, image.width)
-            return _pixels(image, channels)
+        yield
     except (
         OSError,
         ValueError,
@@ -137,6 +151,7 @@ def _decode(data: bytes, channels: int) -> np.ndarray:
 
 
 def _pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
+    check_pixels(image.height, image.width)
     if image.mode.startswith("I"):  # 16 bits a sample, in 16 or 32
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "transparency" in image.info:  # else Pillow warns of palettes

@@ -7,7 +7,6 @@ with the next part; at the end the parts become the output.
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import io
 import itertools
 import json
@@ -22,6 +21,7 @@ from etils import epath
 
 from vgg_flax import errors, parallel, storage
 from vgg_flax.errors import ConfigError
+from vgg_flax.evaluation import tables
 from vgg_flax.images import codec
 from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
@@ -107,13 +107,7 @@ def extract(
 def check(net: Net, settings: Settings, output: epath.Path) -> None:
     """Raises ConfigError where `extract` would."""
     check_settings(net, settings)
-    if output.suffix not in (".npz", ".parquet"):
-        raise ConfigError(f"--output {output}: expected a name in .npz or .parquet")
-    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError(
-            f"--output {output} needs the package pyarrow: pip install "
-            "'vgg-flax[parquet]', or ask for .npz"
-        )
+    tables.check_suffix("--output", output, ".npz")
 
 
 def check_settings(net: Net, settings: Settings) -> None:
@@ -248,7 +242,7 @@ def _step(
 def _read(net: Net, path: epath.Path) -> np.ndarray | codec.ImageError:
     """The test view, or why there is none."""
     try:
-        return net.preprocessing.test_view(path)
+        return net.preprocessing.test_view(codec.read(path))
     except codec.ImageError as error:
         return error
 

@@ -132,16 +132,9 @@ def _read_view(
 ) -> np.ndarray | codec.ImageError:
     """The test view, or why there is none."""
     try:
-        return preprocessing.test_view(_read(path))
+        return preprocessing.test_view(codec.read(path))
     except codec.ImageError as error:
         return error
-
-
-def _read(path: epath.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise codec.ImageError(error.strerror or str(error)) from error
 
 
 def _prediction(
@@ -186,7 +179,7 @@ def draw_heatmaps(
         taken.add(name)
         target = folder / f"{name}_heatmap.png"
         try:
-            maps = heatmap.make(net, _read(path), best.index, scale)
+            maps = heatmap.make(net, codec.read(path), best.index, scale)
         except codec.ImageError as error:
             yield str(path), error
             continue

@@ -193,7 +193,8 @@ class VGG(nn.Module):
           ValueError: no such layer, with the names that are nearest; images of another
             rank or channel count, or too small for a layer.
         """
-        own, last = self._resolve(layers), self.deepest(layers)
+        own = self._resolve(layers)
+        last = max(own.values(), key=self.layer_names.index)
         self.check(images, last)
         wanted = {"fc8" if name == "logits" else name for name in own.values()}
         _, kept = self._walk(images, PARTS, wanted, Call())

@@ -1,6 +1,7 @@
 """Losses of features, as `net.features` gives them: content, style; and of pixels."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +31,16 @@ def content_loss(
     Raises:
       ValueError: a layer that is not there, or shapes that do not fit.
     """
-    found = []
-    for name, weight in weights.items():
-        x, target = _pair(name, features, targets)
+
+    def distance(name: str, x: jax.Array, target: jax.Array) -> jax.Array:
         if x.shape[1:] != target.shape[1:] or len(target) not in (1, len(x)):
             raise ValueError(
                 f"{name}: features {x.shape} and targets {target.shape}; expected the "
                 "same shape: images of one size"
             )
-        found.append(weight * jnp.square(x - target).mean(axis=(1, 2, 3)))
-    return sum(found, start=jnp.zeros(()))
+        return jnp.square(x - target).mean(axis=(1, 2, 3))
+
+    return _weighted(distance, features, targets, weights)
 
 
 def gram_matrix(features: jax.Array) -> jax.Array:
@@ -72,11 +73,9 @@ def style_loss(
     Raises:
       ValueError: a layer that is not there, or shapes that do not fit.
     """
-    found = []
-    for name, weight in weights.items():
-        x, target = _pair(name, features, targets)
-        if target.ndim == 4:
-            target = gram_matrix(target)
+
+    def distance(name: str, x: jax.Array, target: jax.Array) -> jax.Array:
+        target = gram_matrix(target) if target.ndim == 4 else target
         channels = x.shape[-1]
         if target.shape[1:] != (channels,) * 2 or len(target) not in (1, len(x)):
             raise ValueError(
@@ -84,8 +83,9 @@ def style_loss(
                 f"features or a Gram matrix of {channels} channels"
             )
         squares = jnp.square(gram_matrix(x) - target).sum(axis=(1, 2))
-        found.append(weight * squares / (4 * channels**2))
-    return sum(found, start=jnp.zeros(()))
+        return squares / (4 * channels**2)
+
+    return _weighted(distance, features, targets, weights)
 
 
 def total_variation(images: jax.Array, beta: float = 2.0) -> jax.Array:
@@ -113,13 +113,20 @@ def total_variation(images: jax.Array, beta: float = 2.0) -> jax.Array:
     return squares.sum(axis=(1, 2, 3))
 
 
-def _pair(
-    name: str, features: Features, targets: Features
-) -> tuple[jax.Array, jax.Array]:
+def _weighted(
+    distance: Callable[[str, jax.Array, jax.Array], jax.Array],
+    features: Features,
+    targets: Features,
+    weights: Weights,
+) -> jax.Array:
+    """The sum of the layers' distances; ValueError for a layer that is not there."""
+    if not weights:
+        raise ValueError("weights={}; expected a layer or more")
     for what, there in (("features", features), ("targets", targets)):
-        if name not in there:
+        if missing := [name for name in weights if name not in there]:
             raise ValueError(
-                f"{what} have {', '.join(there)}, and not {name!r}: ask "
+                f"{what} have {', '.join(there)}, and not {missing[0]!r}: ask "
                 "net.features for it, or give other weights"
             )
-    return features[name], targets[name]
+    found = [w * distance(n, features[n], targets[n]) for n, w in weights.items()]
+    return functools.reduce(jnp.add, found)

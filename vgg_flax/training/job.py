@@ -69,8 +69,6 @@ class Job:
         config = config_lib.check(config)
         objectives.check(objective, config.objective)
         storage.check_path("--workdir", workdir)
-        if not config.init_from.startswith(("http://", "https://", "file://")):
-            storage.check_path("config.init_from", config.init_from)
         distributed.check_devices()
         check_fits(config, jax.device_count())
         opened = _open_splits(config, objective)
