@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -96,6 +97,18 @@ def finish(process: Process, seconds: float = 240) -> Ended:
     """Waits for its end, so long at most; raises subprocess.TimeoutExpired."""
     out, err = process.communicate(timeout=seconds)
     return Ended(process.returncode, out, err)
+
+
+def suspend(process: Process) -> None:
+    """SIGSTOP; returns when none of its threads runs, in the kernel neither."""
+    process.send_signal(signal.SIGSTOP)
+    tasks = pathlib.Path(f"/proc/{process.pid}/task")
+    # "PID (NAME) STATE ...", and a name may hold anything.
+    while any(
+        path.read_text().rpartition(")")[2].split()[0] not in "TZ"
+        for path in tasks.glob("*/stat")
+    ):
+        time.sleep(0.001)
 
 
 @contextlib.contextmanager

@@ -543,7 +543,7 @@ def test_interrupted_and_continued_is_uninterrupted(
             for path in tmp_path.glob("*.journal")
             for line in path.read_text().splitlines()
         ]
-    process.send_signal(signal.SIGSTOP)  # it lives, and its journal is its own
+    processes.suspend(process)  # it lives, and its journal is its own
     assert cli.main(command(run_directory, digits, stopped, *flags)) == 1
     held = f"--output {stopped}.json is held by process {process.pid} on "
     assert held in capsys.readouterr().err

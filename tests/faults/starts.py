@@ -30,7 +30,8 @@ def change_the_data(case: Case) -> None:
     expect(
         is_clear(ended) and "with other settings or data: " in ended.err, told(ended)
     )
-    expect(finished(case.workdir) == before, "the refused start wrote into the run")
+    written = _differing(before, finished(case.workdir))
+    expect(not written, f"the refused start wrote into the run: {written}")
     shutil.rmtree(case.images)
     kept.rename(case.images)
 
@@ -45,11 +46,12 @@ def start_twice(case: Case) -> None:
     # Suspended, it is still there, and at this very moment when the other comes.
     suspended = case.rng.random() < 0.7 or phase != "training"
     if suspended:
-        run.processes[0].send_signal(signal.SIGSTOP)
+        processes.suspend(run.processes[0])
         before = finished(case.workdir)
     (other,) = case.start().finish()
     if suspended:
-        expect(finished(case.workdir) == before, "the refused start wrote")
+        written = _differing(before, finished(case.workdir))
+        expect(not written, f"the refused start wrote: {written}")
         run.processes[0].send_signal(signal.SIGCONT)
     elif run.has_ended() and other.code == 0:  # it found the run complete
         case.finish(run)
@@ -73,6 +75,12 @@ def _start_two(case: Case) -> None:
     expect(held and all(map(is_clear, ended[lost])), told(ended[lost][0]))
     case.ended = "exit 0, the other refused"
     case.seconds = time.monotonic() - begun
+
+
+def _differing(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
+    """The files that came, went or changed."""
+    paths = {*before, *after}
+    return sorted(path for path in paths if before.get(path) != after.get(path))
 
 
 def _names(holder: processes.Process, refused: processes.Ended) -> bool:

@@ -138,6 +138,31 @@ def test_the_newest_three_and_the_best_are_kept(
         assert reopened.best_step() == 2
 
 
+def test_a_step_is_removed_whole_or_not_at_all(
+    state: TrainState, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoints"
+    with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
+        save(checkpoints, 1, state, None)
+        checkpoints.save(2, state.replace(step=jnp.asarray(2, jnp.int32)), {}, None)
+        while not checkpoints.has_saved(2):
+            time.sleep(0.01)
+        # A kill may come now, or while what was moved is being removed.
+        assert not (folder / "1").exists()
+        moved = folder / ".removed" / "1"
+        assert (moved / "model").is_dir()
+        kept = shutil.copytree(moved, tmp_path / "kept")
+        checkpoints.wait()
+        assert not moved.exists()
+    shutil.rmtree(kept / "model")
+    shutil.copytree(kept, moved)
+    with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
+        found = checkpoints.read_newest()
+    assert found is not None and found.step == 2
+    assert [path.name for path in folder.iterdir()] == ["2"]
+    assert not caplog.messages and not (tmp_path / "damaged").exists()
+
+
 def test_a_flipped_bit_is_found_and_the_step_before_is_read(
     state: TrainState,
     tmp_path: pathlib.Path,

@@ -104,7 +104,7 @@ def test_of_starts_at_once_one_holds_and_a_killed_one_blocks_nobody(
     assert first.does(take(path)) == "done"
     first.die()
     assert second.does(take(path, stale=1000)) == "done"
-    second.send_signal(signal.SIGSTOP)  # it lives
+    processes.suspend(second)  # it lives
     time.sleep(3 * RENEW)
     assert f"held by process {second.pid}" in third.does(take(path, stale=0.1))
 
@@ -120,7 +120,7 @@ def test_on_another_host_who_is_silent_loses_it_and_writes_no_more(
         assert first.does("check") == "done"
         # Who renews is not overtaken, however long the other would look.
         assert "held by process" in second.does(take(path, stale=60))
-        first.send_signal(signal.SIGSTOP)
+        processes.suspend(first)
         start = time.monotonic()
         assert second.does(take(path)) == "done"
         assert time.monotonic() >= start + STALE

@@ -40,6 +40,7 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         try:
             self._manager.close()  # waits for a save under way, and raises its error
+            self._empty_removed()
         except (OSError, ValueError) as error:
             raise self._save_error(self._saving, error) from error
 
@@ -77,6 +78,7 @@ class Checkpoints:
         """Returns when all saves are on disk; raises CheckpointError if one failed."""
         try:
             self._manager.wait_until_finished()
+            self._empty_removed()
         except (OSError, ValueError) as error:
             raise self._save_error(self._saving, error) from error
         self._settle_replaced()
@@ -152,6 +154,7 @@ class Checkpoints:
           CheckpointError: there are checkpoints, and all of them are damaged.
         """
         self._settle_replaced()
+        self._empty_removed()
         self.tell_ignored()
         newest = None
         for step in reversed(self.steps()):
@@ -259,6 +262,11 @@ class Checkpoints:
                     step.rename(self._folder / step.name)
             replaced.rmtree()
         self._reload()
+
+    def _empty_removed(self) -> None:
+        removed = self._folder / step_folders.REMOVED
+        if jax.process_index() == 0 and not self._read_only and removed.exists():
+            removed.rmtree()
 
     def _reload(self) -> None:
         # Process 0 has moved folders; the others are to see it done.

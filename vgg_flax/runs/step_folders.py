@@ -29,6 +29,10 @@ absl_logging.get_absl_logger().addFilter(
 
 ITEMS = ("model", "training")  # that hold the leaves
 
+# Where steps that are to go are moved: a removal that is cut off in the middle would
+# otherwise leave half a step, which reads as a damaged one.
+REMOVED = ".removed"
+
 # What Orbax, TensorStore and their parsers raise when the bytes of arrays are spoiled.
 _SPOILED = (
     OSError,
@@ -133,6 +137,7 @@ class Manager(ocp.CheckpointManager):
                 # minutes for them, and the process with these when it ends.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 step_name_format=_Names(),
+                todelete_subdir=None if read_only else REMOVED,
                 # A run that is saving has one, and would lose it to its readers.
                 cleanup_tmp_directories=not read_only,
             ),
