@@ -14,17 +14,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> runs.Bench:
     return runs.Bench(tmp_path_factory.mktemp("faults") / "bench")
 
 
-# One of each kind; `python -m tests.faults` has the rest, and more of all.
+# Those that nothing else tests; `python -m tests.faults` has the rest, and more of all.
 @pytest.mark.parametrize(
     "fault",
     [
-        "kill -9 twice",
         "a flipped bit",
         "disk full",
         "workdir gone",
         "one of two raises",
         "one of two stopped",
-        "data changed between",
         "two starts at once",
     ],
 )

@@ -201,6 +201,7 @@ def test_what_is_exchanged_depends_on_the_devices_unless_forced(
     assert "8 replicas" in chosen["neighbours"].description
 
 
+@pytest.mark.slow  # the whole product above has remat, and more
 def test_remat_without_batch_norm_goes_some_images_at_a_time(
     recipe: config_lib.Config,
 ) -> None:
