@@ -251,6 +251,7 @@ def test_images_of_another_shape_are_told_what_is_expected(shape: Any) -> None:
         net(np.zeros(shape, np.uint8))
 
 
+@pytest.mark.slow  # it trains
 def test_a_net_trained_across_replicas_evaluates_alone(
     bare_config: config.Config, tmp_path: pathlib.Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_the_folded_net_is_the_variant_without_batch_norm() -> None:
     assert all(getattr(folded, name) == getattr(net, name) for name in kept)
 
 
+@pytest.mark.slow  # in float64, that it moves nothing, is above
 def test_it_says_by_how_much_float32_logits_move() -> None:
     net = random_net("vgg8_bn")
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)

@@ -5,6 +5,7 @@ import pathlib
 import time
 
 import jax
+import pytest
 from conftest import random_net, save_run
 
 from tests import processes
@@ -46,6 +47,7 @@ def test_a_second_start_finds_what_the_first_compiled(tmp_path: pathlib.Path) ->
     assert {p.name: p.read_bytes() for p in folder.glob("*-cache")} == kept
 
 
+@pytest.mark.slow  # the second start is above
 def test_train_tells_where_nothing_can_be_kept(tmp_path: pathlib.Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("no folder")

@@ -201,6 +201,7 @@ def test_a_process_with_other_settings_is_found_before_the_first_step(
         assert here in one.err
 
 
+@pytest.mark.slow  # other settings are above
 def test_a_process_with_other_devices_is_found_before_the_first_step(
     long_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

@@ -216,6 +216,7 @@ def test_remat_without_batch_norm_goes_some_images_at_a_time(
     assert "3,16,32,32,1" in str(text)  # 48 images
 
 
+@pytest.mark.slow  # as the product above
 def test_a_head_without_hidden_layers_is_cut_too(recipe: config_lib.Config) -> None:
     recipe = changed(recipe, model__variant="vgg8", model__head="gap")
     with jax.enable_x64(True):

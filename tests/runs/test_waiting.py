@@ -50,6 +50,7 @@ def test_only_what_a_step_does_not_hide_is_waiting() -> None:
     assert list(drawn) == []
 
 
+@pytest.mark.slow  # it waits
 def test_a_run_that_waits_for_data_says_so_once(
     bare_config: config_lib.Config,
     tmp_path: pathlib.Path,

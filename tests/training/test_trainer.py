@@ -185,9 +185,8 @@ def test_after_kill_9_a_run_resumes_to_the_same_bits(
         ]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # test_distributed.py sends one in plain pytest
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_says_how_to_resume(
     number: signal.Signals,
     undisturbed: pathlib.Path,
