@@ -1,10 +1,11 @@
 """`python -m benchmarks NAME ...`: us beside others, in turn, in one run.
 
-NAME is train, infer, train_small, input, loop, evaluate, dense, startup, memory, or
-all. Rows go to benchmarks/results/NAME.json as they are measured; those that are there
-already, of the same sources, versions and machine, are kept, so that the same command
-goes on after a stop. `report` renders benchmarks/README.md and results/ratios.png.
-`compiling` and `accelerator` are for TPU programs and a GPU: they print their tables.
+NAME is train, infer, uses, train_small, input, loop, evaluate, dense, startup, memory,
+or all. Rows go to benchmarks/results/NAME.json as they are measured; those that are
+there already, of the same sources, versions and machine, are kept, so that the same
+command goes on after a stop. `report` renders benchmarks/README.md and its plot,
+results/ratios.png. `compiling` and `accelerator` are for TPU programs and a GPU: they
+print their tables.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from vgg_flax import errors
 SUITES: dict[str, Callable[[], list[Row]]] = {
     "train": lambda: steps.rows("train"),
     "infer": lambda: steps.rows("infer"),
+    "uses": steps.uses,
     "train_small": processes.train_small,
     "input": inputs.rows,
     "loop": within.loop,

@@ -13,6 +13,7 @@ Results = dict[str, list[dict[str, Any]]]  # rows by benchmark
 TITLES = {  # in the report's order
     "train": "Training steps, float32",
     "infer": "Inference, float32",
+    "uses": "Features, a perceptual loss, fine-tuning, float32",
     "train_small": "A whole run from a folder of images",
     "input": "Input, a core",
     "loop": "The training loop over its bare step",

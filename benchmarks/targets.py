@@ -26,6 +26,13 @@ TARGETS: dict[tuple[str, str, str], Target] = {
         for variant in ("vgg16", "vgg11")
         for size in (8, 1)
     },
+    ("uses", "features to relu3_3, batch 8", "torchvision"): _OVER_TORCHVISION,
+    ("uses", "LPIPS and its gradient, 8 pairs", "torchvision"): _OVER_TORCHVISION,
+    (
+        "uses",
+        "step with stages 1 to 4 frozen, vgg16, batch 8",
+        "the whole step",
+    ): (2.0, 2.5),
     ("train_small", "vgg11_bn, half width, 32 pixels", "torchvision"): (0.8, 1.0),
     ("memory", "train vgg16, batch 8", "torchvision"): (1.1, 1.0),
     **{

@@ -285,3 +285,45 @@ def test_a_net_made_in_python_is_saved_and_loaded(tmp_path: pathlib.Path) -> Non
     with pytest.raises(WeightsError, match=r"ends with relu4_1.*write a checkpoint"):
         vgg_flax.save(part, tmp_path / "part.safetensors")
     assert not (tmp_path / "part.safetensors").exists()
+
+
+@pytest.mark.parametrize("head", ["fc", "gap"])
+@pytest.mark.parametrize("kind", ["features", "file", "run"])
+def test_a_new_head_on_anybodys_features(
+    kind: str, head: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11_bn", num_classes=7)
+    if kind == "run":
+        path = save_run(net, tmp_path / "run")
+    else:
+        path = tmp_path / "whole.safetensors"
+        conversion.save(net, path)
+    if kind == "features":
+        features = vgg_flax.load(path, include_top=False)
+        path = tmp_path / "features.safetensors"
+        vgg_flax.save(features, path)
+    headed = vgg_flax.load(path, num_classes=3, head=head)
+    assert (headed.model.head, headed.class_names) == (head, ())
+    images = photos(32)
+    assert headed(images).shape == (2, 3)
+    np.testing.assert_array_equal(
+        headed.until("pool5")(images), net.until("pool5")(images)
+    )
+    assert ("fc6" in headed.variables["params"]) == (head == "fc")
+    vgg_flax.save(headed, tmp_path / "new")
+    again = vgg_flax.load(tmp_path / "new")
+    np.testing.assert_array_equal(again(images), headed(images))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head": "gap"},
+        {"head": "none", "num_classes": 3},
+        {"head": "gap", "num_classes": 3, "include_top": False},
+    ],
+)
+def test_a_new_head_must_be_one(more: Any, tmp_path: pathlib.Path) -> None:
+    path = save_run(random_net("vgg11"), tmp_path)
+    with pytest.raises(WeightsError, match="num_classes="):
+        vgg_flax.load(path, **more)

@@ -27,6 +27,7 @@ def load(
     include_top: bool | None = True,
     until: str | None = None,
     num_classes: int | None = None,
+    head: str | None = None,
     preprocessing: str | None = None,
     crop_size: int | None = None,
     test_scale: int | None = None,
@@ -49,7 +50,9 @@ def load(
         layers, if the file has them.
       until: the layer, by a name that `features` takes, with which the net ends: a call
         returns what it gives, and no params beyond are kept.
-      num_classes: other than the weights': fc8 starts anew.
+      num_classes: other than the file's: fc8 starts anew.
+      head: "fc" or "gap": a new one, with `num_classes`, whatever head the weights
+        have, if any. It is drawn with the net's initialiser and seed 0.
       preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
       crop_size: the side of the test view in pixels, instead of the weights' own:
         what the run or the file says of itself, or else 32 pixels for each of fc6's
@@ -65,20 +68,21 @@ def load(
     """
     source = str(path_or_name)
     _check_dtype(dtype)
-    _check_classes(num_classes, include_top)
+    _check_classes(num_classes, include_top, head)
     card_lib.check_sizes(crop_size, test_scale)
+    sizes: Any = {"crop_size": crop_size, "test_scale": test_scale}
+    of_file: Any = {"variant": variant, "preprocessing": preprocessing}
+    if head is not None and num_classes is not None:
+        more: Any = {**of_file, **sizes, "dtype": dtype, "sha256": sha256}
+        net = load(path_or_name, step, include_top=False, **more)
+        return _ended(_with_new_head(net, head, num_classes), until)
     folder = _local_folder(source)
     if folder is not None:
         workdir, step = _find_run(folder, step)
-        _refuse_in_runs(
-            source,
-            variant=variant,
-            num_classes=num_classes,
-            preprocessing=preprocessing,
-        )
+        _refuse_in_runs(source, **of_file, num_classes=num_classes)
         net = _load_checkpoint(source, workdir, step, dtype, sha256)
         net = _without_head(net) if include_top is False else net
-        net = Net(net.variables, net.card.with_sizes(crop_size, test_scale))
+        net = Net(net.variables, net.card.with_sizes(**sizes))
         return _ended(net, until)
     if step != "last":
         shown = urls.shown(source)
@@ -88,13 +92,11 @@ def load(
         container.tensors,
         sha256=container.sha256,
         metadata=container.metadata,
-        variant=variant,
         include_top=include_top if until is None or _is_of_head(until) else False,
         num_classes=num_classes,
-        preprocessing=preprocessing,
-        crop_size=crop_size,
-        test_scale=test_scale,
         dtype=dtype,
+        **of_file,
+        **sizes,
     )
     return _ended(_of_file(urls.shown(source), container.sha256, weights), until)
 
@@ -110,6 +112,20 @@ def _without_head(net: Net) -> Net:
         model=net.model.clone(head="none"),
         class_names=(),
     )
+
+
+def _with_new_head(net: Net, head: str, num_classes: int) -> Net:
+    model = net.model.clone(head=head, num_classes=num_classes)
+
+    @jax.jit
+    def draw() -> dict[str, Any]:  # compiled, the rest is not drawn
+        side = model.smallest_image
+        images = jnp.zeros((1, side, side, model.in_channels), model.param_dtype)
+        params = model.init(jax.random.key(0), images)["params"]
+        return {k: v for k, v in params.items() if k.startswith("fc")}
+
+    params = {**net.variables["params"], **draw()}
+    return net.replace(variables={**net.variables, "params": params}, model=model)
 
 
 def _is_of_head(layer: str) -> bool:
@@ -205,7 +221,14 @@ def _of_file(source: str, sha256: str, weights: mapping.Weights) -> Net:
     return Net(weights.variables, card)
 
 
-def _check_classes(num_classes: int | None, include_top: bool | None) -> None:
+def _check_classes(
+    num_classes: int | None, include_top: bool | None, head: str | None
+) -> None:
+    if head is not None and (head not in ("fc", "gap") or num_classes is None):
+        raise WeightsError(
+            f"head={head!r}, num_classes={num_classes!r}: expected 'fc' or 'gap', and "
+            "the number of classes of the new head"
+        )
     is_count = isinstance(num_classes, int) and num_classes > 0
     has_top = include_top is not False
     if num_classes is not None and not (is_count and has_top):

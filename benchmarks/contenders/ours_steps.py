@@ -21,7 +21,10 @@ def _load(spec: dict[str, Any]) -> Net:
 def _infer(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
     net = _load(spec)
     images = jnp.asarray(work.batch(spec)[0])
-    forward = jax.jit(lambda net, images: net(images))
+    if until := spec["until"]:
+        forward = jax.jit(lambda net, images: net.features(images, (until,))[until])
+    else:
+        forward = jax.jit(lambda net, images: net(images))
     facts = work.kept(spec, "ours", logits=forward(net, images))
 
     def run(repetitions: int) -> None:
@@ -41,6 +44,7 @@ def _recipe(spec: dict[str, Any], dropout_rate: float) -> config.Config:
         dropout_rate=dropout_rate,
     )
     recipe.data.crop_size = spec["side"]
+    recipe.freeze = tuple(spec["freeze"])
     recipe.optimizer.momentum = work.MOMENTUM
     recipe.optimizer.weight_decay = work.WEIGHT_DECAY
     return recipe

@@ -9,6 +9,15 @@ import torchvision  # pyright: ignore[reportMissingImports]
 
 from benchmarks.contenders import serve, work
 
+_LAYERS = {"relu3_3": 16}  # of vgg16's `features`, those up to it
+
+
+class _ToNHWC(torch.nn.Module):
+    """As ours are; it costs a view."""
+
+    def forward(self, x: Any) -> Any:
+        return x.permute(0, 2, 3, 1)
+
 
 def _net(spec: dict[str, Any]) -> Any:
     """torchvision's net, or its layers with a head of global average pooling."""
@@ -44,7 +53,10 @@ def _forward(net: Any) -> Any:
 
 def _infer(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
     images, _ = _images(spec)
-    forward = _forward(_net(spec))
+    net = _net(spec)
+    if until := spec["until"]:
+        net = torch.nn.Sequential(net.features[: _LAYERS[until]], _ToNHWC())
+    forward = _forward(net)
     if spec["mode"] == "compile":
         forward = torch.compile(forward)
 

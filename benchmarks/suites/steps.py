@@ -1,4 +1,4 @@
-"""`train` and `infer`: compiled steps beside torchvision, Keras on JAX, plain Flax."""
+"""`train`, `infer`, `uses`: compiled, beside torchvision, Keras on JAX, plain Flax."""
 
 from typing import Any
 
@@ -24,12 +24,19 @@ def spec(
     side: int = 224,
     width: float = 1.0,
     checked: bool = True,
+    until: str = "",
+    freeze: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """What every contender of a row is told; at 32 pixels 10 classes and a pool."""
+    """What every contender of a row is told; at 32 pixels 10 classes and a pool.
+
+    Of an inference, `until` is the layer that is asked for, if not the logits; of a
+    training step, `freeze` says what is not trained.
+    """
     head, classes = ("fc", 1000) if side == 224 else ("gap", 10)
     weights = {"variant": variant, "width": width, "head": head, "classes": classes}
     spec = {"batch": batch, "side": side, "train": train, "checked": checked}
-    return {**weights, **spec, "weights": weights}
+    parts = {"until": until, "freeze": freeze}
+    return {**weights, **spec, **parts, "weights": weights}
 
 
 def contenders(peer: str, what: dict[str, Any]) -> tuple[Contender, ...]:
@@ -64,6 +71,33 @@ def rows(benchmark: str) -> list[Row]:
     return [row(benchmark, *fields) for fields in chosen]
 
 
+def uses() -> list[Row]:
+    """Features and LPIPS beside torchvision; a step with frozen stages over a whole."""
+    what = spec("vgg16", 8, train=False, until="relu3_3")
+    features = row("uses", "features to relu3_3, batch 8", "torchvision", what)
+    what = spec("vgg16", 8, train=True)
+    lpips = Row(
+        "uses",
+        "LPIPS and its gradient, 8 pairs",
+        "torchvision",
+        Contender("vgg-flax", "ours", "ours_lpips", what),
+        tuple(
+            Contender(mode, "torch", "torchvision_lpips", what | {"mode": mode})
+            for mode in MODES
+        ),
+        amount=8,
+        unit="pairs/s",
+        tolerance=_TOLERANCE["train"],
+    )
+    stages = tuple(f"stage{number}" for number in range(1, 5))
+    frozen, whole = (
+        ours(spec("vgg16", 8, train=True, checked=False, freeze=freeze))
+        for freeze in (stages, ())
+    )
+    name = "step with stages 1 to 4 frozen, vgg16, batch 8"
+    return [features, lpips, Row("uses", name, "the whole step", frozen, (whole,), 8)]
+
+
 def row(benchmark: str, name: str, peer: str, what: dict[str, Any]) -> Row:
     """Us and a peer, in images/s."""
     return Row(
@@ -73,5 +107,5 @@ def row(benchmark: str, name: str, peer: str, what: dict[str, Any]) -> Row:
         ours(what),
         contenders(peer, what),
         amount=what["batch"],
-        tolerance=_TOLERANCE[benchmark],
+        tolerance=_TOLERANCE["train" if what["train"] else "infer"],
     )

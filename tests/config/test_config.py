@@ -273,7 +273,8 @@ def test_a_recipe_is_sound_and_says_how_to_run_it(name: str) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     recipe = config_lib.check(module.get_config())
-    net = state_lib.make_model(recipe.model)
+    classes = recipe.model.num_classes or 10  # 0: as many as the data have
+    net = state_lib.make_model(changed(recipe, model__num_classes=classes).model)
     assert recipe.data.crop_size >= net.smallest_image
     assert 32 * net.fc6_window == recipe.data.crop_size or recipe.model.head == "gap"
     document = (module.__doc__ or "").replace("\n", " ")

@@ -1,5 +1,6 @@
 """Starting from anybody's weights; frozen layers stay to the bit, and cost nothing."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from conftest import changed, random_net, save_run, tiny
 
 import vgg_flax
+from tests import boxes
 from vgg_flax import config as config_lib
 from vgg_flax import errors, parallel
 from vgg_flax.runs import checkpoint
@@ -251,3 +253,26 @@ def test_weights_that_are_none_are_told(
     other = changed(config, init_from=str(tmp_path / "deeper"))
     with pytest.raises(checkpoint.CheckpointError, match="conv1_2/kernel: unexpected"):
         resumption.new_state(other, resumption.load_weights(other))
+
+
+def test_the_number_of_classes_may_be_the_datas(
+    config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    asked = changed(config, model__num_classes=0, num_steps=1)
+    trainer.train_and_evaluate(asked, tmp_path)
+    assert vgg_flax.load(tmp_path).model.num_classes == 10
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model"]["num_classes"] == 10
+    # Said or not, it is the same run.
+    trainer.train_and_evaluate(changed(asked, model__num_classes=10), tmp_path)
+    trainer.train_and_evaluate(asked, tmp_path)
+
+
+def test_where_there_are_no_classes_the_number_of_outputs_is_asked_for(
+    config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    asked = changed(config, model__num_classes=0, objective="boxes")
+    with pytest.raises(errors.ConfigError, match=r"config\.model\.num_classes=0"):
+        Job.prepare(asked, tmp_path, boxes.BOXES)
+    with pytest.raises(errors.ConfigError, match="give a number here"):
+        state_lib.make_model(asked.model)

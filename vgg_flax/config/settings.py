@@ -26,7 +26,7 @@ class ModelConfig:
         "vgg16_1x1 (C), vgg16 (D), vgg19 (E); with BatchNorm: vgg11_bn, vgg13_bn, "
         "vgg16_1x1_bn, vgg16_bn, vgg19_bn",
     )
-    num_classes: int = setting(1000, "classes, the width of fc8", low=1)
+    num_classes: int = setting(1000, "width of fc8; 0: as the data have", low=0)
     in_channels: int = setting(3, "1 for grey images, 3 for RGB", low=1, high=3)
     width_multiplier: float = setting(
         1.0, "factor of the convolutions' widths (64, 128, 256, 512, 512)"

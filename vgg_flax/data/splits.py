@@ -41,7 +41,7 @@ def open_split(
     Args:
       config: of the data.
       split: in TFDS' split language.
-      num_classes: that the net has.
+      num_classes: that the net has; 0: as many as there are.
       class_names: that the labels stand for; none: this is the split that says it.
 
     Raises:
@@ -56,7 +56,7 @@ def open_split(
         class_names,
         every_class=not class_names,
     )
-    if len(opened.class_names) != num_classes:
+    if num_classes and len(opened.class_names) != num_classes:
         count = len(opened.class_names)
         raise DataError(
             f"{opened.name} has {count} classes, and config.model.num_classes="

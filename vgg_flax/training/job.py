@@ -70,8 +70,11 @@ class Job:
         objectives.check(objective, config.objective)
         storage.check_path("--workdir", workdir)
         distributed.check_devices()
-        check_fits(config, jax.device_count())
+        # The same for any number of classes, which may be the data's.
+        check_fits(_with_classes(config, 1), jax.device_count())
         opened = _open_splits(config, objective)
+        if objective.has_classes:
+            config = _with_classes(config, len(opened["train"].class_names))
         job = cls(
             config,
             epath.Path(workdir).expanduser(),
@@ -200,6 +203,14 @@ class Job:
         devices = jax.local_device_count()
         lead = (devices, self.shard.local_size(batch_size) // devices)
         return batches.batch_shapes(self.config.data, lead, train=train)
+
+
+def _with_classes(config: Config, count: int) -> Config:
+    """`config`, with so many classes if it leaves the number to the data."""
+    if config.model.num_classes:
+        return config
+    net = dataclasses.replace(config.model, num_classes=count)
+    return dataclasses.replace(config, model=net)
 
 
 def check_fits(config: Config, devices: int) -> None:

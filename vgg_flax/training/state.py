@@ -36,8 +36,13 @@ def make_model(config: ModelConfig) -> model.VGG:
     """The net that `config` describes.
 
     Raises:
-      ConfigError: no such variant.
+      ConfigError: no such variant, or its number of classes is the data's.
     """
+    if not config.num_classes:
+        raise ConfigError(
+            "config.model.num_classes=0 asks the data, which only a run does; give a "
+            "number here"
+        )
     fields = dataclasses.asdict(config)
     across = fields.pop("batch_norm_across_replicas")
     try:

@@ -1,0 +1,40 @@
+"""Your own photos, `DIR/SPLIT/CLASS/*`, on somebody's VGG16: a hundred and more.
+
+command   python train.py --config=configs/finetune.py --config.data.data_dir=DIR
+          --config.init_from=WEIGHTS
+hardware  a laptop's CPU for a few hundred photos
+time      TIME
+result    RESULT
+"""
+
+from vgg_flax import config
+
+
+def get_config() -> config.Config:
+    return config.Config(
+        model=config.ModelConfig(variant="vgg16", num_classes=0, head="gap"),
+        data=config.DataConfig(
+            name="folder",
+            train_split="train[:90%]",
+            validation_split="train[90%:]",
+            test_split="test",
+            batch_size=32,
+            eval_batch_size=32,
+            train_view="resized_crop",
+            crop_area=(0.35, 1.0),
+            crop_size=96,
+            test_scale=110,
+            num_threads=2,
+            prefetch=8,
+        ),
+        optimizer=config.OptimizerConfig(
+            learning_rate=3e-5,
+            layer_rates=(("fc8", 4.0),),
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=1.0,
+        ),
+        freeze=("stage1", "stage2", "stage3"),
+        num_epochs=8.0,
+        log_every_steps=10,
+    )
