@@ -3,8 +3,10 @@
 command   python train.py --config=configs/finetune.py --config.data.data_dir=DIR
           --config.init_from=WEIGHTS
 hardware  a laptop's CPU for a few hundred photos
-time      TIME
-result    RESULT
+time      7 min 20 s for 360 photos at 96 pixels, measured on two shared x86 cores
+result    measured there on 10 kinds of clothing, 120 test photos, seeds 0, 1, 2, from
+          the authors' convolutions: top-1 60.8%, 64.2%, 57.5% (a linear model on
+          the same features: 58.3%)
 """
 
 from vgg_flax import config
