@@ -39,9 +39,11 @@ def spec(
     return {**weights, **spec, **parts, "weights": weights}
 
 
-def contenders(peer: str, what: dict[str, Any]) -> tuple[Contender, ...]:
-    """Those of a peer: torchvision has three modes."""
-    environment, module = PEERS[peer], _MODULES[peer]
+def contenders(
+    peer: str, what: dict[str, Any], module: str = ""
+) -> tuple[Contender, ...]:
+    """Those of a peer: torchvision has three modes; `module`: of other work."""
+    environment, module = PEERS[peer], module or _MODULES[peer]
     if peer != "torchvision":
         return (Contender(peer, environment, module, what),)
     return tuple(
@@ -81,10 +83,7 @@ def uses() -> list[Row]:
         "LPIPS and its gradient, 8 pairs",
         "torchvision",
         Contender("vgg-flax", "ours", "ours_lpips", what),
-        tuple(
-            Contender(mode, "torch", "torchvision_lpips", what | {"mode": mode})
-            for mode in MODES
-        ),
+        contenders("torchvision", what, "torchvision_lpips"),
         amount=8,
         unit="pairs/s",
         tolerance=_TOLERANCE["train"],

@@ -274,5 +274,5 @@ def test_where_there_are_no_classes_the_number_of_outputs_is_asked_for(
     asked = changed(config, model__num_classes=0, objective="boxes")
     with pytest.raises(errors.ConfigError, match=r"config\.model\.num_classes=0"):
         Job.prepare(asked, tmp_path, boxes.BOXES)
-    with pytest.raises(errors.ConfigError, match="give a number here"):
+    with pytest.raises(errors.ConfigError, match="give a number"):
         state_lib.make_model(asked.model)

@@ -40,8 +40,8 @@ def make_model(config: ModelConfig) -> model.VGG:
     """
     if not config.num_classes:
         raise ConfigError(
-            "config.model.num_classes=0 asks the data, which only a run does; give a "
-            "number here"
+            "config.model.num_classes=0 takes the number from the data's classes, and "
+            "here are none; give a number"
         )
     fields = dataclasses.asdict(config)
     across = fields.pop("batch_norm_across_replicas")
