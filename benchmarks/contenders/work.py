@@ -29,7 +29,9 @@ def kept(spec: dict[str, Any], name: str, **outputs: Any) -> dict[str, Any]:
     """Facts with outputs that the parent compares, in a file of the session's folder.
 
     Of training: `loss` before, and `change` of conv1_1's kernel, HWIO, by one step
-    without dropout; of inference: `logits`, or the features asked for.
+    without dropout; of inference: `logits`, or the features asked for;
+    of LPIPS, `distances` and `slopes`, the derivatives towards the other images: single
+    pixels' depend on how two nearly equal values of a pool are rounded.
     """
     path = pathlib.Path(spec["folder"]) / f"outputs-{name}.npz"
     arrays: Any = {k: np.asarray(v, np.float32) for k, v in outputs.items()}
