@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vgg_flax import storage
+from vgg_flax import console, storage
 from vgg_flax.data import imagenet
 from vgg_flax.model import VARIANTS, VGG, names
 from vgg_flax.net import Net
@@ -23,6 +23,7 @@ def load(
     path_or_name: epath.PathLike,
     step: int | str = "last",
     *,
+    entry: str | None = None,
     variant: str | None = None,
     include_top: bool | None = True,
     until: str | None = None,
@@ -45,6 +46,7 @@ def load(
         that), a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
       step: of a run: "last", "best" (on the validation split) or a number. A damaged
         one is told, and is neither the last nor the best.
+      entry: of a file that holds several sets of tensors: the one meant ("model_ema").
       variant: of a file, where its names can't tell ("vgg11_lrn").
       include_top: False: the convolutions only (`head="none"`); None: with the FC
         layers, if the file has them.
@@ -71,7 +73,7 @@ def load(
     _check_classes(num_classes, include_top, head)
     card_lib.check_sizes(crop_size, test_scale)
     sizes: Any = {"crop_size": crop_size, "test_scale": test_scale}
-    of_file: Any = {"variant": variant, "preprocessing": preprocessing}
+    of_file: Any = {"entry": entry, "variant": variant, "preprocessing": preprocessing}
     if head is not None and num_classes is not None:
         more: Any = {**of_file, **sizes, "dtype": dtype, "sha256": sha256}
         net = load(path_or_name, step, include_top=False, **more)
@@ -87,18 +89,30 @@ def load(
     if step != "last":
         shown = urls.shown(source)
         raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
+    if until is not None and not _is_of_head(until):
+        include_top = False
+    more = {"include_top": include_top, "num_classes": num_classes, "dtype": dtype}
+    return _ended(_load_file(source, sha256, **of_file, **sizes, **more), until)
+
+
+def _load_file(
+    source: str, sha256: str | None, *, entry: str | None, **options: Any
+) -> Net:
+    """The net of a file, as `mapping.to_weights` takes the options.
+
+    Tells what of the file was passed over.
+    """
     container = fetch.read(source, sha256=sha256)
     weights = mapping.to_weights(
-        container.tensors,
+        container.entry(entry),
         sha256=container.sha256,
         metadata=container.metadata,
-        include_top=include_top if until is None or _is_of_head(until) else False,
-        num_classes=num_classes,
-        dtype=dtype,
-        **of_file,
-        **sizes,
+        **options,
     )
-    return _ended(_of_file(urls.shown(source), container.sha256, weights), until)
+    shown = urls.shown(source) + ("" if entry is None else f", {entry}")
+    for note in weights.notes:
+        console.say(f"{shown}: {note}")
+    return _of_file(shown, container.sha256, weights)
 
 
 def _without_head(net: Net) -> Net:

@@ -1,6 +1,7 @@
 """Foreign tensors -> variables: names, axes, pixels, and one list of what is wrong."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,92 @@ def test_the_old_classifier_indices_and_the_wrappers_prefixes(prefix: str) -> No
     np.testing.assert_array_equal(logits(weights, photos()), expected)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        ("^features", "features.module"),  # PyTorch's own ImageNet example
+        ("^", "net."),
+        ("^", "encoder.backbone."),
+        ("^", "module.net.module."),
+        ("^", "model.model.vgg."),
+        ("^", "net._fsdp_wrapped_module."),
+        (r"^(\w+)\.", r"\1._orig_mod."),
+    ],
+)
+@pytest.mark.parametrize("variant", ["vgg16", "vgg11_bn"])
+def test_what_stands_around_names_is_taken_off_and_told(
+    variant: str, pattern: str, replacement: str
+) -> None:
+    tensors = torchvision_tensors(variant)
+    wrapped = {re.sub(pattern, replacement, n): t for n, t in tensors.items()}
+    wrapped |= {"n_averaged": np.int64(3)}  # of an average of models
+    weights = mapping.to_weights(wrapped)
+    assert weights.lineage == "torchvision"
+    around = re.sub(pattern, replacement, "features.0.weight")
+    told = f"its names are read as {around} -> features.0.weight"
+    assert weights.notes == (told,)
+    plain = mapping.to_weights(tensors)
+    assert plain.notes == ()
+    same = jax.tree.map(np.array_equal, weights.variables, plain.variables)
+    assert all(jax.tree.leaves(same))
+
+
+HEADS: dict[str, dict[str, np.ndarray]] = {  # of one's own, beside the convolutions
+    "Linear": {"classifier.weight": np.ones((2, 128)), "classifier.bias": np.ones(2)},
+    "Sequential": {
+        **{n: t for n, t in torchvision_tensors().items() if "classifier" in n[:10]},
+        "classifier.6.0.weight": np.ones((2, 12)),
+        "classifier.6.3.bias": np.ones(2),
+    },
+    "elsewhere": {"head.fc.weight": np.ones((2, 32)), "loss.class_weights": np.ones(2)},
+    "1x1 convolutions": {"classifier.1.weight": np.ones((2, 32, 1, 1))},
+}
+del HEADS["Sequential"]["classifier.6.weight"], HEADS["Sequential"]["classifier.6.bias"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_the_convolutions_load_whatever_the_head_is(head: str, prefix: str) -> None:
+    tensors = torchvision_tensors()
+    body = {prefix + n: t for n, t in tensors.items() if n.startswith("features")}
+    whole = body | HEADS[head]
+    message = listed(whole)
+    assert "include_top=False" in message
+    # Some take a window of 2, and the others' size is asked for.
+    options: Any = {"include_top": False, "crop_size": 64, "test_scale": 64}
+    if head in ("Linear", "Sequential"):
+        weights = mapping.to_weights(whole, include_top=False)
+        assert weights.card.preprocessing.crop_size == 64
+    else:
+        assert "crop_size= and test_scale=" in listed(whole, include_top=False)
+    weights = mapping.to_weights(whole, **options)
+    expected = mapping.to_weights(tensors, **options).variables
+    same = jax.tree.map(np.array_equal, weights.variables, expected)
+    assert all(jax.tree.leaves(same))
+    # What is no head is still an error: a convolution more, a BatchNorm.
+    for name in ("features.30.weight", "features.1.running_mean"):
+        more = {**whole, prefix + name: np.ones((2, 2, 3, 3), np.float32)}
+        assert f"{prefix + name}: unexpected" in listed(more, **options)
+
+
+def test_two_nets_in_one_set_of_tensors_are_neither() -> None:
+    tensors = torchvision_tensors()
+    both = {
+        f"{net}.{n}": t for net in ("student", "teacher") for n, t in tensors.items()
+    }
+    message = listed(both)
+    assert "student.features.0.weight" in message
+
+
+def test_an_error_shows_the_names_that_were_found() -> None:
+    tensors = torchvision_tensors()
+    renamed = {n.replace("classifier.6", "last"): t for n, t in tensors.items()}
+    message = listed(renamed)
+    assert "classifier.6.weight: missing" in message
+    assert "last.weight: unexpected" in message
+    assert "it holds features.0.weight, features.0.bias" in message
+
+
 def test_two_tensors_of_one_name_but_for_a_wrapper_are_listed() -> None:
     tensors = torchvision_tensors()
     name = "features.0.weight"
@@ -137,6 +224,26 @@ def keras_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         keras[f"{name}/{name}_W_1:0"] = tensors[f"classifier.{theirs}.weight"].T
         keras[f"{name}/{name}_b_1:0"] = tensors[f"classifier.{theirs}.bias"]
     return keras
+
+
+@pytest.mark.parametrize(
+    "around", ["vgg16/{}/{}:0", "model_weights/vgg16/{}/{}:0", "vgg16/{0}/{0}/{1}:0"]
+)
+def test_keras_nests_a_net_in_another(around: str) -> None:
+    plain = {}
+    for name, tensor in keras_tensors(torchvision_tensors()).items():
+        layer, _, leaf = name.partition("/")
+        if layer.startswith("block"):
+            leaf = "kernel" if "_W_" in leaf else "bias"
+            plain[around.format(layer, leaf)] = tensor
+    head = {"dense/dense/kernel:0": np.ones((32, 2)), "dense/dense/bias:0": np.ones(2)}
+    options: Any = {"include_top": False, "preprocessing": "caffe"}
+    weights = mapping.to_weights({**plain, **head}, **options)
+    expected = mapping.to_weights(keras_tensors(torchvision_tensors()), **options)
+    assert weights.lineage == expected.lineage == "Keras applications"
+    same = jax.tree.map(np.array_equal, weights.variables, expected.variables)
+    assert all(jax.tree.leaves(same))
+    assert "dense/dense/kernel:0" in weights.notes[1]
 
 
 def test_kerass_names_axes_and_pixels() -> None:

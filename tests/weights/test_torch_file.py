@@ -1,6 +1,9 @@
 """PyTorch's files: what torch saves, and pickles that want more than tensors."""
 
+import argparse
 import builtins
+import collections
+import datetime
 import io
 import os
 import pathlib
@@ -11,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torchvision_net import torchvision_tensors
 from weight_files import DATA, TORCH_ARRAYS, assert_equal, little_memory, refusal
 
+import vgg_flax
+from vgg_flax.weights import WeightsError
 from vgg_flax.weights.containers import formats
 
 # torch itself
@@ -26,15 +32,30 @@ def test_torch_saves_and_we_read(is_zip: bool, protocol: int, tmp_path: pathlib.
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2)
     )
+    by_name = dict(net.named_parameters())
+    optimizer = torch.optim.Adam(net.parameters())
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2, 2])
+    (net[2](torch.ones(4))).sum().backward()
+    optimizer.step()
     state = net.state_dict()
     expected = {name: tensor.numpy() for name, tensor in state.items()}
-    by_name = dict(net.named_parameters())
+    whole = {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),  # has a Counter
+        "args": argparse.Namespace(size=torch.Size([3]), names={"a"}),
+        "accuracy": np.float64(0.5),
+    }
     for i, (value, arrays) in enumerate(
         [
             (state, expected),
             (dict(state), expected),
             ({"model": state, "args": ("a", 1, {"b": [2.0]})}, expected),
             (by_name, {name: expected[name] for name in by_name}),
+            (net, expected),
+            ({"hyper_parameters": argparse.Namespace(lr=0.1), "net": net}, expected),
+            ({"net": state, "device": torch.device("cpu")}, expected),
+            (whole, expected),
         ]
     ):
         path = tmp_path / f"{i}.pth"
@@ -50,17 +71,35 @@ def test_torch_saves_and_we_read(is_zip: bool, protocol: int, tmp_path: pathlib.
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
+def test_a_net_is_loaded_from_one_of_two_sets(is_zip: bool, tmp_path: pathlib.Path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "checkpoint.pth"
+    sets = {
+        name: {n: torch.tensor(a) for n, a in torchvision_tensors(seed=seed).items()}
+        for seed, name in enumerate(["model", "model_ema"])
+    }
+    content = {**sets, "epoch": 3, "metrics": {"top1": torch.tensor(0.5)}}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(WeightsError, match="several sets of tensors: model, model_ema"):
+        vgg_flax.load(path)
+    nets = {name: vgg_flax.load(path, entry=name) for name in sets}
+    for name, net in nets.items():
+        kernel = net.variables["params"]["fc8"]["kernel"][0, 0]
+        np.testing.assert_array_equal(kernel.T, sets[name]["classifier.6.weight"])
+        assert net.source == f"{path}, {name}"  # one file, and not the same net
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
 def test_what_is_no_state_dict_says_so(is_zip: bool, tmp_path: pathlib.Path):
     torch = pytest.importorskip("torch")
     net = torch.nn.Linear(2, 3)
     state, path = net.state_dict(), tmp_path / "x.pth"
     for value, words in [
-        (net, "torch.nn.modules.linear.Linear"),
+        (torch.device("cpu"), "holds a torch.device, not a dict of tensors"),
         ([state], "holds a list"),
         (net.weight, "not a dict of tensors"),
         ({"epoch": 1}, "holds no tensors"),
-        ({"net": state, "ema": state}, "several dicts of tensors, ['ema', 'net']"),
-        ({"net": state, "device": torch.device("cpu")}, "torch.device"),
+        ({"net": state, "ema": dict(state)}, "several sets of tensors: net, ema;"),
     ]:
         torch.save(value, path, _use_new_zipfile_serialization=is_zip)
         assert words in refusal(path)
@@ -168,29 +207,110 @@ class Call:
 def test_a_pickle_that_runs_code_runs_nothing(
     file: Any, protocol: int, inside: bool, tmp_path: pathlib.Path
 ):
-    marker = tmp_path / "marker"
+    marker, path = tmp_path / "marker", tmp_path / "x.pth"
     module = {2: "__builtin__", 4: "builtins"}[protocol]  # 2 spells it as Python 2
     for call, name in [
         (Call(os.system, f"touch {marker}"), "posix.system"),
         (Call(os.mkdir, str(marker)), "posix.mkdir"),
         (Call(builtins.eval, f"open({str(marker)!r}, 'w').close()"), f"{module}.eval"),
     ]:
-        value = {"state_dict": {}, "epoch": call} if inside else call
-        content = pickle.dumps(value, protocol)
-        message = refusal(tmp_path / "x.pth", file(content))
-        assert f"asks for {name}," in message and "nothing of it was run" in message
+        content = pickle.dumps(call, protocol)
+        if inside:
+            prefix = content[2:-1] + b"0"  # without its protocol and its end; dropped
+            path.write_bytes(file(tensor_pickle(prefix=prefix)))
+            assert [*formats.read(path).tensors] == ["weight"]
+        else:
+            assert f"holds a {name}, not a dict" in refusal(path, file(content))
         assert not marker.exists()
         pickle.loads(content)  # the machine that is not ours runs it
         assert marker.exists()
         marker.rmdir() if marker.is_dir() else marker.unlink()
 
 
+class Plain:
+    """Pickles as an object with a state."""
+
+    def __init__(self) -> None:
+        self.inner = {"weight": 3}
+
+
+BESIDE_TENSORS = {
+    "Counter": collections.Counter([10, 10, 20]),
+    "defaultdict": collections.defaultdict(list, {"a": [1]}),
+    "set": {1, 2},
+    "frozenset": frozenset([1]),
+    "Namespace": argparse.Namespace(lr=0.1, path=pathlib.PurePosixPath("/x")),
+    "NumPy scalar": np.float64(3),
+    "NumPy array": np.arange(3),
+    "object": Plain(),
+    "dict of kinds of keys": {None: 1, (1, "a"): 2, b"x": 3, 1.5: 4, True: 5},
+    "date": datetime.date(2020, 1, 1),
+    "function": pathlib.PurePosixPath,
+    "list of a class of one's own": collections.deque([1, 2]),
+}
+
+
+@both_files
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("what", BESIDE_TENSORS)
+def test_what_lies_beside_tensors_becomes_nothing(
+    file: Any, what: str, protocol: int, tmp_path: pathlib.Path
+):
+    path = tmp_path / "x.pth"
+    content = pickle.dumps(BESIDE_TENSORS[what], protocol)
+    inner = content[2 + 9 * (protocol == 4) : -1] + b"0"
+    path.write_bytes(file(tensor_pickle(prefix=inner)))
+    assert_equal(formats.read(path).tensors, {"weight": np.zeros((2, 3), np.float32)})
+
+
+def several_sets() -> bytes:
+    """{"model": {"weight": 2-D}, "ema": {"model": {"weight": 2-D}}, "metrics": 0-D}"""
+    tensor = tensor_pickle()[2:-1] + b"q\x09"
+    number = tensor_pickle((), ())[2:-1]
+    return (
+        b"\x80\x02}(U\x05model" + tensor + b"U\x03ema}(U\x05model"
+        + tensor + b"uU\x07metrics" + number + b"u."
+    )  # fmt: skip
+
+
+@both_files
+def test_of_several_sets_one_is_chosen(file: Any, tmp_path: pathlib.Path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(file(several_sets()))
+    container = formats.read(path)
+    assert [*container.entries] == ["model", "ema.model"]
+    expected = {"weight": np.zeros((2, 3), np.float32)}
+    assert_equal(container.entry("ema.model"), expected)
+    with pytest.raises(WeightsError, match=r"several sets of .*: model, ema\.model;"):
+        container.entry(None)
+    with pytest.raises(WeightsError, match=r"no entry 'ema'; it has model, ema\.model"):
+        container.entry("ema")
+    path.write_bytes(file(tensor_pickle()))
+    with pytest.raises(WeightsError, match="one set of tensors, without a name"):
+        formats.read(path).entry("model")
+
+
+def test_sets_that_lie_in_each_other_end(tmp_path: pathlib.Path):
+    # {"a": itself, "b": {"a": the first, "weight": a tensor}}, and modules likewise.
+    weight = tensor_pickle()[2:-1]
+    content = b"\x80\x02}q\x01(U\x01ah\x01U\x01b}(U\x01ah\x01U\x01w" + weight + b"uu."
+    path = tmp_path / "x.pth"
+    path.write_bytes(zip_file(content))
+    assert [*formats.read(path).entries] == ["b.w"]
+    module = (
+        b"cx\ny\n)\x81q\x01}(U\x0b_parameters" + weight + b"U\x08_buffers}"
+        b"U\x08_modules}(U\x01ah\x01U\x01bh\x01uub"
+    )
+    assert "without end" in refusal(path, zip_file(b"\x80\x02" + module + b"."))
+
+
 HOSTILE = {  # instructions before the dict, and words of the refusal
     b"ctorch._utils\n_rebuild_tensor\n}U\x01aK\x01sb0": "takes none",  # BUILD
-    b"ccollections\nOrderedDict\n)\x81}U\x01aK\x01sb0": "instruction NEWOBJ",
+    b"ccollections\nOrderedDict\n)\x81}U\x01aK\x01sb0": "",
     b"\x82\x01": "instruction EXT1",
     b"\x96\xff\xff\xff\xff\xff\x00\x00\x00": "instruction BYTEARRAY8",  # a terabyte
-    b"\x8f0": "instruction EMPTY_SET",
+    b"\x8f(" + b"(" * 1000 + b"t" * 1000 + b"\x900": "",  # a set of nested tuples
+    b"}(}}u0": "key is a dict",
     b"\xff": "instruction 0xff",
     b"Papers\n": "instruction PERSID",
     # Hashing a tuple in a tuple, a million times over, overflows C's stack.

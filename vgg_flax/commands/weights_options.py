@@ -5,7 +5,15 @@ from typing import Any
 
 from vgg_flax import errors
 
-_OPTIONS = "step", "variant", "preprocessing", "crop_size", "test_scale", "sha256"
+_OPTIONS = (
+    "step",
+    "entry",
+    "variant",
+    "preprocessing",
+    "crop_size",
+    "test_scale",
+    "sha256",
+)
 WHAT = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
 
 
@@ -16,6 +24,7 @@ def add(command: argparse.ArgumentParser) -> None:
     add(
         "--step", default="last", type=_step, help="of a run: last (default), best, 500"
     )
+    add("--entry", help="of a training checkpoint with several nets: model_ema")
     add("--variant", type=_variant, help="where names can't tell: vgg11_lrn")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
     add("--crop-size", type=int, help="side of the test view, instead of the weights'")

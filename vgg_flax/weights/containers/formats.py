@@ -25,7 +25,10 @@ class Container:
     """What a weight file holds.
 
     Attributes:
-      tensors: by the names in the file. Most are read-only views of it (see
+      path: where it lies.
+      entries: its sets of tensors, by the names that a training checkpoint gives them
+        ("model", "model_ema"); a file that is one set gives none: "". Each set's
+        tensors are by the names in the file. Most are read-only views of it (see
         `mapped_file`), as they lie there: not always aligned or contiguous, or of the
         machine's byte order.
       format: of `READERS`.
@@ -34,32 +37,65 @@ class Container:
         HDF5's root attributes.
     """
 
-    tensors: dict[str, np.ndarray]
+    path: str
+    entries: dict[str, dict[str, np.ndarray]]
     format: str
     sha256: str
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Those of the one set there is; raises WeightsError where there are more."""
+        return self.entry(None)
+
+    def entry(self, name: str | None) -> dict[str, np.ndarray]:
+        """The tensors of a set; None: of the one there is.
+
+        Raises:
+          WeightsError: listing the sets, where there is none of that name, or several
+            to choose from.
+        """
+        names = ", ".join(key or "''" for key in self.entries)
+        if name is None and len(self.entries) > 1:
+            raise WeightsError(
+                f"{self.path} holds several sets of tensors: {names}; say which by "
+                "entry= (--entry)"
+            )
+        if name is not None and name not in self.entries:
+            raise WeightsError(
+                f"{self.path} has no entry {name!r}; it has "
+                + (names if any(self.entries) else "one set of tensors, without a name")
+            )
+        return next(iter(self.entries.values())) if name is None else self.entries[name]
+
 
 class Reader(NamedTuple):
-    """A format: whether a file is in it, and its tensors."""
+    """A format: whether a file is in it, and its sets of tensors."""
 
     format: str
     recognises: Callable[[mapped_file.MappedFile], bool]
-    read: Callable[[mapped_file.MappedFile], dict[str, np.ndarray]]
+    read: Callable[[mapped_file.MappedFile], dict[str, dict[str, np.ndarray]]]
     metadata: Callable[[mapped_file.MappedFile], dict[str, str]] = lambda _: {}
 
 
+def _one_set(
+    read: Callable[[mapped_file.MappedFile], dict[str, np.ndarray]],
+) -> Callable[[mapped_file.MappedFile], dict[str, dict[str, np.ndarray]]]:
+    return lambda file: {"": read(file)}
+
+
 READERS = (
-    Reader("hdf5", hdf5_file.recognises, hdf5_file.read, hdf5_file.metadata),
+    Reader("hdf5", hdf5_file.recognises, _one_set(hdf5_file.read), hdf5_file.metadata),
     Reader("torch_zip", torch_file.is_zip, torch_file.read_zip),
     Reader("torch_legacy", torch_file.is_legacy, torch_file.read_legacy),
     Reader(
         "safetensors",
         safetensors_file.recognises,
-        safetensors_file.read,
+        _one_set(safetensors_file.read),
         safetensors_file.metadata,
     ),
-    Reader("caffemodel", caffe_file.recognises, caffe_file.read),  # has no magic: last
+    # It has no magic number, so it is asked last.
+    Reader("caffemodel", caffe_file.recognises, _one_set(caffe_file.read)),
 )
 
 _DOWNLOAD_AGAIN = "download the file itself again"
@@ -88,13 +124,16 @@ def read(path: str | os.PathLike[str]) -> Container:
         raise _not_recognised(file)
     sha256 = checksum.of_file(file.path)
     checksum.check_name_hash(file.path, sha256)
-    tensors = reader.read(file)
-    if not tensors:
+    entries = reader.read(file)
+    if not any(entries.values()):
         raise WeightsError(
             f"{file.path} ({reader.format}) holds no tensors; expected named weights"
         )
-    file.check_unfolded(sum(tensor.nbytes for tensor in tensors.values()))
-    return Container(tensors, reader.format, sha256, reader.metadata(file))
+    every = [t for tensors in entries.values() for t in tensors.values()]
+    file.check_unfolded(sum(tensor.nbytes for tensor in every))
+    return Container(
+        str(file.path), entries, reader.format, sha256, reader.metadata(file)
+    )
 
 
 def _not_recognised(file: mapped_file.MappedFile) -> WeightsError:

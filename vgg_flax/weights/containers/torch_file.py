@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vgg_flax.weights import WeightsError
-from vgg_flax.weights.containers import mapped_file, torch_pickle
+from vgg_flax.weights.containers import mapped_file, torch_entries, torch_pickle
 
 # The number whose pickle opens torch.save's old files, as that pickle spells it.
 _LEGACY_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."
@@ -45,27 +45,30 @@ def is_legacy(file: mapped_file.MappedFile) -> bool:
     return head[:1] == b"\x80" and _LEGACY_MAGIC in head
 
 
-def read_zip(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
-    """The state dict of a file of torch 1.6 or later; stored entries are views.
+Entries = dict[str, dict[str, np.ndarray]]
 
-    The state dict is the whole pickle or the one entry of it that maps names to
-    tensors (`{"state_dict": ..., "epoch": 3}`); what is no tensor is left out.
+
+def read_zip(file: mapped_file.MappedFile) -> Entries:
+    """The state dicts of a file of torch 1.6 or later; what is stored are views.
+
+    By where they lie in the pickle, as of `torch_entries`; what is no tensor is
+    left out.
 
     Raises:
       WeightsError: damaged (each entry's crc32 is checked), not torch's, big-endian,
-        a bomb, or with a pickle that wants more than tensors.
+        or a bomb.
     """
     with contextlib.closing(_Archive(file)) as archive:
         if archive.byteorder() == b"big":
             raise _big_endian(file)
         unpickler = torch_pickle.Unpickler(file, io.BytesIO(archive.pickle()))
-        tensors = torch_pickle.state_dict(file, unpickler.load_one())
+        entries = torch_entries.entries(file, unpickler.load_one())
         contents = {key: archive.storage(key) for key in unpickler.storages}
-    return _make_arrays(file, tensors, contents)
+    return _make_arrays(file, entries, contents)
 
 
-def read_legacy(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
-    """The state dict, as for `read_zip`, of a file of torch before 1.6, as views.
+def read_legacy(file: mapped_file.MappedFile) -> Entries:
+    """The state dicts, as for `read_zip`, of a file of torch before 1.6, as views.
 
     Five pickles (magic number, version, system, the object, the storages' keys), then
     each storage as its number of elements, int64, and its bytes.
@@ -78,9 +81,9 @@ def read_legacy(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
         raise file.damaged(f"its version is {version!r}, not {_LEGACY_VERSION}")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise _big_endian(file)
-    root, keys = unpickler.load_one(), unpickler.load_one()
-    contents = _legacy_storages(file, unpickler, keys)
-    return _make_arrays(file, torch_pickle.state_dict(file, root), contents)
+    entries = torch_entries.entries(file, unpickler.load_one())
+    contents = _legacy_storages(file, unpickler, unpickler.load_one())
+    return _make_arrays(file, entries, contents)
 
 
 def _legacy_storages(
@@ -138,7 +141,8 @@ class _Archive:
         if len(content) > torch_pickle.SIZE_LIMIT:
             raise WeightsError(
                 f"{self._file.path}: its pickle has {len(content)} bytes, more than "
-                f"{torch_pickle.SIZE_LIMIT}; {torch_pickle.STATE_DICT_ONLY}"
+                f"{torch_pickle.SIZE_LIMIT}; if it is yours, save it anew with "
+                "torch.save(model.state_dict(), path)"
             )
         return content.tobytes()
 
@@ -177,16 +181,18 @@ class _Archive:
 
 def _make_arrays(
     file: mapped_file.MappedFile,
-    tensors: dict[str, torch_pickle.Tensor],
+    entries: dict[str, dict[str, torch_pickle.Tensor]],
     contents: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor.storage, torch_pickle.Storage):
-            raise file.damaged(f"tensor {name} has no storage")
-    return {
-        name: _make_array(file, tensor, contents[tensor.storage.key], name)
-        for name, tensor in tensors.items()
-    }
+) -> Entries:
+    arrays: Entries = {}
+    for place, tensors in entries.items():
+        arrays[place] = {}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor.storage, torch_pickle.Storage):
+                raise file.damaged(f"tensor {name} has no storage")
+            content = contents[tensor.storage.key]
+            arrays[place][name] = _make_array(file, tensor, content, name)
+    return arrays
 
 
 def _make_array(

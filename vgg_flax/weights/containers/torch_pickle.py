@@ -1,7 +1,7 @@
 """The pickles in PyTorch's files, read without torch and without running their code.
 
-Pickles are programs: these closed lists of instructions and of names let one say "a
-dict of tensors" and nothing else, so nothing that a file brings is ever run.
+Pickles are programs that may call whatever they name. Here they can build plain values
+and tensors; any other name becomes a `Placeholder`, which is neither imported nor run.
 """
 
 import collections
@@ -15,13 +15,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from vgg_flax.weights import WeightsError
 from vgg_flax.weights.containers import mapped_file
 
 SIZE_LIMIT = 4 << 20  # bytes; a state dict of 1,000 tensors has 100 kB
-STATE_DICT_ONLY = (
-    "if it is yours, save it anew with torch.save(model.state_dict(), path)"
-)
 
 _DTYPES: dict[str, Any] = {
     "DoubleStorage": np.float64,
@@ -35,14 +31,15 @@ _DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-_PAIRS_LIMIT = 100_000
+PAIRS_LIMIT = 100_000
 _OPCODES = set(
     "PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE GET BINGET LONG_BINGET "  # noqa: SIM905
     "PUT BINPUT LONG_BINPUT NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 "
     "LONG LONG1 LONG4 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 "
-    "TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL "
-    "STACK_GLOBAL REDUCE BUILD BINPERSID".split()
+    "TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_SET "
+    "ADDITEMS FROZENSET GLOBAL STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX BUILD "
+    "BINPERSID".split()
 )
 _MACHINE: dict[int, Any] = pickle._Unpickler.dispatch
 # What pickle's machine and zipfile raise on damaged bytes.
@@ -79,14 +76,30 @@ class Tensor(NamedTuple):
     strides: Any
 
 
+class Placeholder:
+    """What a pickle's name stands for that is no plain value and no tensor.
+
+    Attributes:
+      name: the class or function, or what one of it would be.
+      state: what the pickle would have given it.
+    """
+
+    def __init__(self, name: str, state: Any = None):
+        self.name = name
+        self.state = state
+
+    def __call__(self, *_: Any) -> "Placeholder":
+        return Placeholder(self.name)
+
+
 class _Instructions(dict[int, Callable[..., None]]):
-    """pickle's instructions that a dict of tensors needs, by their byte."""
+    """pickle's instructions that a checkpoint needs, by their byte."""
 
     def __missing__(self, opcode: int) -> Callable[..., None]:
         names = [op.name for op in pickletools.opcodes if ord(op.code) == opcode]
         raise pickle.UnpicklingError(
-            f"it has the instruction {''.join(names) or hex(opcode)}, which no dict of "
-            "tensors needs"
+            f"it has the instruction {''.join(names) or hex(opcode)}, which no "
+            "checkpoint needs"
         )
 
 
@@ -99,8 +112,11 @@ class Unpickler(pickle._Unpickler):
       storages: all that the pickles named, by key.
     """
 
+    # Of pickle's machine, which its stubs leave out.
     stack: list[Any]
     memo: dict[int, Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
     dispatch = _Instructions(
         (ord(op.code), _MACHINE[ord(op.code)])
         for op in pickletools.opcodes
@@ -115,9 +131,14 @@ class Unpickler(pickle._Unpickler):
         self._pairs = 0
         self._functions: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": self._ordered_dict,
+            "collections.Counter": _dict_of,
+            "collections.defaultdict": _dict_of,
+            "torch.Size": _first,
             "torch._utils._rebuild_tensor": Tensor,
             "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
-            "torch._utils._rebuild_parameter": _rebuild_parameter,
+            "torch._utils._rebuild_parameter": _first,
+            "torch._utils._rebuild_parameter_with_state": _first,
+            "torch._tensor._rebuild_from_type_v2": self._rebuild_from_type,
         }
         self.storages: dict[str, Storage] = {}
 
@@ -140,13 +161,11 @@ class Unpickler(pickle._Unpickler):
             return self._functions[f"{module}.{name}"]
         if module in ("torch", "torch.cuda") and name in _DTYPES:
             return np.dtype(_DTYPES[name])
-        raise WeightsError(
-            f"{self._mapped.path}: its pickle asks for {module}.{name}, which is "
-            "neither a tensor nor a dict; refused, and nothing of it was run: do not "
-            f"load it elsewhere unless you trust its source; {STATE_DICT_ONLY}"
-        )
+        return Placeholder(f"{module}.{name}")
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # a class with its source, before torch 1.6
+            return pid[1]
         kind, dtype, key, _, total, *rest = pid
         is_storage = kind == "storage" and isinstance(dtype, np.dtype)
         if not is_storage or not isinstance(key, str) or not is_count(total):
@@ -165,35 +184,92 @@ class Unpickler(pickle._Unpickler):
         made = collections.OrderedDict()
         for key, value in pairs:  # Python 2 gave them here, not one by one
             self._pairs += 1
-            if self._pairs > _PAIRS_LIMIT:
-                raise ValueError(f"more than {_PAIRS_LIMIT} entries")
+            if self._pairs > PAIRS_LIMIT:
+                raise ValueError(f"more than {PAIRS_LIMIT} entries")
             made[_checked_key(key)] = value
         return made
 
+    def _rebuild_from_type(self, function: Any, _: Any, args: Any, __: Any) -> Any:
+        if function not in self._functions.values():
+            return Placeholder("torch.Tensor")
+        return function(*args)  # a tensor of a class of one's own, or with attributes
+
     def _load_build(self) -> None:
-        state = self.stack.pop()  # the module versions of a state dict
-        if not isinstance(self.stack[-1], collections.OrderedDict):
+        state, made = self.stack.pop(), self.stack[-1]
+        if isinstance(made, Placeholder):
+            made.state = state
+        elif not isinstance(made, dict):  # the module versions of a state dict
             raise ValueError(f"{type(state).__name__} given to what takes none")
 
+    def _load_new(self) -> None:
+        args, made = self.stack.pop(), self.stack.pop()
+        self.append(made(*args))
+
+    def _load_new_with_names(self) -> None:
+        self.stack.pop()
+        self._load_new()
+
+    def _load_set(self) -> None:
+        self.append(Placeholder("set"))  # whose values would have to be hashed
+
+    def _load_frozen_set(self) -> None:
+        self.pop_mark()
+        self._load_set()
+
+    def _load_append(self) -> None:
+        value = self.stack.pop()
+        self._extend([value])
+
+    def _load_appends(self) -> None:
+        self._extend(self.pop_mark())
+
     def _load_setitem(self) -> None:
-        _checked_key(self.stack[-2])
-        _MACHINE[pickle.SETITEM[0]](self)
+        value, key = self.stack.pop(), self.stack.pop()
+        self._update([key], [value])
 
     def _load_setitems(self) -> None:
-        for key in self.stack[::2]:
-            _checked_key(key)
-        _MACHINE[pickle.SETITEMS[0]](self)
+        items = self.pop_mark()
+        self._update(items[::2], items[1::2])
 
-    dispatch[pickle.BUILD[0]] = _load_build
-    dispatch[pickle.SETITEM[0]] = _load_setitem
-    dispatch[pickle.SETITEMS[0]] = _load_setitems
+    def _extend(self, values: list[Any]) -> None:
+        if not isinstance(self.stack[-1], Placeholder):
+            self.stack[-1].extend(values)
+
+    def _update(self, keys: list[Any], values: list[Any]) -> None:
+        if not isinstance(self.stack[-1], Placeholder):
+            for key, value in zip(keys, values, strict=True):
+                self.stack[-1][_checked_key(key)] = value
+
+    dispatch |= {
+        pickle.BUILD[0]: _load_build,
+        pickle.NEWOBJ[0]: _load_new,
+        pickle.NEWOBJ_EX[0]: _load_new_with_names,
+        pickle.EMPTY_SET[0]: _load_set,
+        pickle.FROZENSET[0]: _load_frozen_set,
+        pickle.APPEND[0]: _load_append,
+        pickle.APPENDS[0]: _load_appends,
+        pickle.ADDITEMS[0]: _load_appends,
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEMS[0]: _load_setitems,
+    }
 
 
 def _checked_key(key: Any) -> Any:
     """Hashing a tuple of tuples, a million deep, would end the process."""
-    if not isinstance(key, (str, int, float, bytes)):
+    plain = str, int, float, bytes, type(None), Placeholder
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(part, plain) for part in parts):
         raise ValueError(f"a dict's key is a {type(key).__name__}")
     return key
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _dict_of(*args: Any) -> dict[Any, Any]:
+    """A Counter of a dict, or an empty defaultdict of a type."""
+    return args[-1] if args and isinstance(args[-1], dict) else {}
 
 
 def _rebuild_tensor_v2(
@@ -202,42 +278,6 @@ def _rebuild_tensor_v2(
     return Tensor(storage, offset, shape, strides)
 
 
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
 def is_count(value: Any) -> bool:
-    """Whether it is an int that sizes, offsets and strides may have."""
     """Whether it is a number of elements, or of those before one."""
     return type(value) is int and 0 <= value < 1 << 48
-
-
-def state_dict(file: mapped_file.MappedFile, root: Any) -> dict[str, Tensor]:
-    """The one mapping of names to tensors: an entry of `root`, or `root` itself.
-
-    A tensor beside such an entry (`{"state_dict": ..., "best_top1": ...}`) is left out.
-
-    Raises:
-      WeightsError: `root` is no dict, or several of its entries are such mappings.
-    """
-    if not isinstance(root, dict):
-        raise WeightsError(
-            f"{file.path} holds a {type(root).__name__}, not a dict of tensors; save "
-            "it with torch.save(model.state_dict(), path)"
-        )
-    inner = {name: _tensors_in(v) for name, v in root.items() if isinstance(v, dict)}
-    inner = {name: tensors for name, tensors in inner.items() if tensors}
-    if len(inner) > 1:
-        raise WeightsError(
-            f"{file.path} holds several dicts of tensors, {sorted(map(str, inner))}; "
-            "save the one you mean by itself: torch.save(torch.load(path)[NAME], other)"
-        )
-    return next(iter(inner.values())) if inner else _tensors_in(root)
-
-
-def _tensors_in(mapping: dict[Any, Any]) -> dict[str, Tensor]:
-    return {
-        name: value
-        for name, value in mapping.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }

@@ -6,7 +6,6 @@ there. Container formats are another matter (`containers`): any layout in any fo
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -69,7 +68,8 @@ class Layout:
         usual one.
       names_tell: whether a net of others under these names has these pixels, too;
         False: only what it holds can tell (see `pixels`).
-      rename: (pattern, replacement), applied to the file's names first.
+      wrappers: a pattern of what other modules put into names, which is taken off.
+      rename: (pattern, replacement), applied to the file's names then.
       ignored: names that hold nothing a forward pass needs.
     """
 
@@ -85,12 +85,17 @@ class Layout:
     convolutional: tuple[str, ...] = ()
     pooled: str = ""
     names_tell: bool = True
+    wrappers: str = ""
     rename: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
 
 
-# Saved from DataParallel, torch.compile and Lightning.
-_WRAPPERS = r"(module\.|_orig_mod\.|model\.)*"
+# Of DataParallel, torch.compile, FSDP and activation checkpointing, which wrap any
+# module, and of Lightning, which has the net as its `model`.
+_WRAPPERS = (
+    r"(^|(?<=\.))((module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+    r"|^(model\.)+"
+)
 _TORCH: dict[str, Any] = {
     "leaves": {
         "kernel": "weight",
@@ -102,8 +107,9 @@ _TORCH: dict[str, Any] = {
     "kernel": "OIHW",
     "dense": "OI",
     "flatten": "CHW",
-    "rename": ((f"^{_WRAPPERS}", ""),),
-    "ignored": (r"\.num_batches_tracked$",),  # BatchNorm's step counter
+    "wrappers": _WRAPPERS,
+    # The step counters of BatchNorm and of an average of models.
+    "ignored": (r"\.num_batches_tracked$", r"^n_averaged$"),
 }
 _KERAS: dict[str, Any] = {"kernel": "HWIO", "dense": "IO", "flatten": "HWC"}
 _KERAS3 = {**_KERAS, "leaves": {"kernel": "0", "bias": "1"}}
@@ -150,7 +156,7 @@ LAYOUTS = (
         conv="features.{module}.conv.",
         norm="features.{module}.bn.",
         fc=("classifier.0.", "classifier.3.", "classifier.6."),
-        **{**_TORCH, "rename": ((rf"^{_WRAPPERS}(backbone\.)?", ""),)},
+        **_TORCH,
     ),
     Layout(
         name="Keras applications",
@@ -160,11 +166,12 @@ LAYOUTS = (
         pooled="predictions/",
         names_tell=False,  # anyone's who trains keras.applications.VGG16(weights=None)
         leaves={"kernel": "kernel", "bias": "bias"},
-        # block1_conv1/block1_conv1_W_1:0, fc1/fc1/kernel:0, model_weights/fc1/...
+        # block1_conv1/block1_conv1_W_1:0, fc1/fc1/kernel:0, model_weights/fc1/..., and
+        # in a net of one's own vgg16/block1_conv1/kernel:0
         rename=(
             (r"^model_weights/", ""),
-            (r"^(\w+)/(?:\1[/_])(?:W|kernel)(?:_\d+)?(?::0)?$", r"\1/kernel"),
-            (r"^(\w+)/(?:\1[/_])(?:b|bias)(?:_\d+)?(?::0)?$", r"\1/bias"),
+            (r"(^|/)(\w+)/(?:\2[/_])?(?:W|kernel)(?:_\d+)?(?::0)?$", r"\1\2/kernel"),
+            (r"(^|/)(\w+)/(?:\2[/_])?(?:b|bias)(?:_\d+)?(?::0)?$", r"\1\2/bias"),
         ),
         ignored=_OPTIMIZER,
         **_KERAS,
@@ -279,25 +286,6 @@ def _slot(
     layout: Layout, collection: str, layer: str, leaf: str, prefix: str, window: int = 0
 ) -> Slot:
     return Slot(collection, layer, leaf, prefix + layout.leaves[leaf], window)
-
-
-def own_names(layout: Layout, names: Any) -> dict[str, str]:
-    """The file's names that matter, by the name `slots` would give them.
-
-    Where that would be one for two of them, neither gets it.
-    """
-    by_short_name: dict[str, list[str]] = {}
-    for name in names:
-        short = name
-        for pattern, replacement in layout.rename:
-            short = re.sub(pattern, replacement, short)
-        if not any(re.search(pattern, short) for pattern in layout.ignored):
-            by_short_name.setdefault(short, []).append(name)
-    chosen = {s: names[0] for s, names in by_short_name.items() if len(names) == 1}
-    for rivals in by_short_name.values():
-        if len(rivals) > 1:
-            chosen |= {f"{name} (of {len(rivals)})": name for name in rivals}
-    return chosen
 
 
 def turn(layout: Layout, slot: Slot, array: np.ndarray, channels: int) -> np.ndarray:

@@ -33,11 +33,13 @@ class Weights:
       variables: in our convention, RGB and HWIO.
       card: of the net; of classes and train scale it has what our own metadata says.
       lineage: the name of the layout.
+      notes: what of the file was passed over, a line each.
     """
 
     variables: dict[str, Any]
     card: ModelCard
     lineage: str
+    notes: tuple[str, ...] = ()
 
 
 def to_weights(
@@ -84,7 +86,7 @@ def to_weights(
     if variant is not None:
         match = dataclasses.replace(match, variant=_variant(variant))
     head = ("gap" if match.head == "gap" else "fc") if include_top else "none"
-    wanted, chosen = _choose(match, tensors, head)
+    wanted, chosen, left_out = _choose(match, tensors, head)
     turned = _turn(match, wanted, chosen, tensors)
     if written is not None and variant is None:
         net = written.model.clone(
@@ -116,7 +118,21 @@ def to_weights(
     fields = {"model": net, "preprocessing": pixels.preprocessing}
     read = dataclasses.replace(written, **fields) if written else ModelCard(**fields)
     sized = read.with_sizes(crop_size, test_scale)
-    return Weights(variables, sized, match.layout.name)
+    return Weights(variables, sized, match.layout.name, _notes(match, chosen, left_out))
+
+
+def _notes(
+    match: Match, chosen: dict[str, str], left_out: list[str]
+) -> tuple[str, ...]:
+    """What was passed over: what stands around names, a head of its own."""
+    notes = []
+    if match.around:
+        first = next(name for name, found in chosen.items() if found == match.around)
+        notes.append(f"its names are read as {match.around} -> {first}")
+    if left_out:
+        names = recognition.shortened(left_out)
+        notes.append(f"left out, a head of its own: {names}")
+    return tuple(notes)
 
 
 def to_tensors(
@@ -179,8 +195,10 @@ def place(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
 
 def _choose(
     match: Match, tensors: Tensors, head: str
-) -> tuple[list[Slot], dict[str, str]]:
-    """The slots to fill and the names to fill them from, each used once.
+) -> tuple[list[Slot], dict[str, str], list[str]]:
+    """The slots to fill, the names to fill them from, each used once, and the head's.
+
+    The last are of a head that is none of a VGG, and are left out with it.
 
     Raises:
       WeightsError: listing the missing and the unexpected.
@@ -192,11 +210,16 @@ def _choose(
         tops |= {slot.foreign for slot in recognition.top_slots(match)}
     chosen = {k: v for k, v in match.names.items() if k not in tops}
     unexpected = set(chosen) - {slot.foreign for slot in wanted}
+    left_out: list[str] = []
+    if head == "none":
+        of_head = {name for name in unexpected if recognition.is_of_head(layout, name)}
+        left_out = sorted(chosen[name] for name in of_head)
+        unexpected -= of_head
     problems = [f"{s.foreign}: missing" for s in wanted if s.foreign not in chosen]
     problems += [f"{chosen[name]}: unexpected" for name in sorted(unexpected)]
     if problems:
         raise problems_lib.error(match, tensors, problems)
-    return wanted, chosen
+    return wanted, chosen, left_out
 
 
 def _turn(

@@ -7,6 +7,7 @@ fc6's window. What none of these tells is asked for.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -159,9 +160,13 @@ def _trained_side(match: Match, tensors: Tensors, pixels: Pixels) -> int | None:
     if match.head == "none":
         return pixels.preprocessing.crop_size
     slot = recognition.top_slots(match)[0]
-    if slot.layer != "fc6" or slot.foreign not in match.names:
+    if slot.layer == "fc6" and slot.foreign not in match.names:
+        return _side_of_another_head(match, tensors)
+    if slot.layer != "fc6":
         return None  # after global pooling
     layout, fc6 = match.layout, tensors[match.names[slot.foreign]]
+    if fc6.ndim == 4 and "fc6" not in layout.convolutional and fc6.shape[:2] != (1, 1):
+        return None  # another net's, whose classifier is convolutional
     try:
         kernel = layouts.turn(layout, slot, fc6, recognition.channels(match, tensors))
     except ValueError:
@@ -172,6 +177,19 @@ def _trained_side(match: Match, tensors: Tensors, pixels: Pixels) -> int | None:
     ):  # fine-tuned in Keras: as often after global pooling as at 32 pixels
         return None
     return 32 * height if height == width else None  # five pools
+
+
+def _side_of_another_head(match: Match, tensors: Tensors) -> int | None:
+    """By the one matrix of a head that takes a window of the last convolution's."""
+    channels, sides = recognition.channels(match, tensors), set()
+    for name, found in match.names.items():
+        array = tensors[found]
+        if recognition.is_of_head(match.layout, name) and array.ndim == 2:
+            inputs = array.shape[match.layout.dense.index("I")]
+            window = math.isqrt(inputs // max(channels, 1))
+            if window > 1 and window * window * channels == inputs:
+                sides.add(32 * window)
+    return sides.pop() if len(sides) == 1 else None
 
 
 def _conv1_1(match: Match, tensors: Tensors, leaf: str) -> np.ndarray | None:

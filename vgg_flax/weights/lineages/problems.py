@@ -14,6 +14,8 @@ def error(match: Match, tensors: Tensors, problems: Sequence[str]) -> WeightsErr
     shown = "; ".join(problems[:12])
     if len(problems) > 12:
         shown += f"; and {len(problems) - 12} more"
+    if any(problem.endswith(": missing") for problem in problems):
+        shown += f"; it holds {recognition.shortened(tensors)}"
     cause = _likely_cause(match, tensors, problems)
     return WeightsError(
         f"these are not the weights of a {match.variant} as {match.layout.name} "
@@ -28,6 +30,11 @@ def _likely_cause(match: Match, tensors: Tensors, problems: Sequence[str]) -> st
         return f"The file holds the convolutions only: use {_WITHOUT_TOP}"
     if recognition.top_is_nan(match, tensors):
         return f"Its FC layers are NaN, a features-only file: use {_WITHOUT_TOP}"
+    found = {f"{found}: unexpected": name for name, found in match.names.items()}
+    others = [found[problem] for problem in problems if problem in found]
+    is_head = all(recognition.is_of_head(match.layout, name) for name in others)
+    if is_head and missing <= tops and (missing or others):
+        return f"Its head is not that of a VGG: use {_WITHOUT_TOP}"
     by_names = recognition.recognise(tensors)
     if by_names.variant != match.variant:
         return f"By its names the file is a {by_names.variant}"

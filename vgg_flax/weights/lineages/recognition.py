@@ -1,7 +1,9 @@
 """What a file's names say: whose layout, which variant, and which head."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +26,7 @@ class Match:
       head: as of `VGG`: "fc" if there is any FC layer, "gap" if there is one alone
         that takes the last convolution's channels, else "none".
       names: the file's names, by the names that the layout gives.
+      around: as of `OwnNames`.
     """
 
     layout: Layout
@@ -31,6 +34,57 @@ class Match:
     conv_bias: bool
     head: str
     names: dict[str, str]
+    around: str = ""
+
+
+class OwnNames(NamedTuple):
+    """A file's names, as its layout would have them.
+
+    Attributes:
+      names: the file's names, by the name `slots` would give them.
+      around: "net.features.0.weight" of a file whose names have something around
+        them, or "".
+    """
+
+    names: dict[str, str]
+    around: str
+
+
+def own_names(layout: Layout, names: Iterable[str]) -> OwnNames:
+    """The file's names that matter, by the name `slots` would give them.
+
+    Wrappers, and what stands before the first convolution's name, are taken off. Where
+    two names would be one, neither gets it.
+    """
+    short_names = {}
+    for name in names:
+        short = re.sub(layout.wrappers, "", name) if layout.wrappers else name
+        for pattern, replacement in layout.rename:
+            short = re.sub(pattern, replacement, short)
+        if not any(re.search(pattern, short) for pattern in layout.ignored):
+            short_names[name] = short
+    first = next(layouts.slots(layout, "vgg11")).foreign
+    before = {
+        short.removesuffix(first)
+        for short in short_names.values()
+        if short == first or short.endswith((f".{first}", f"/{first}"))
+    }
+    prefix = before.pop() if len(before) == 1 else ""
+    by_short_name: dict[str, list[str]] = {}
+    for name, short in short_names.items():
+        by_short_name.setdefault(short.removeprefix(prefix), []).append(name)
+    chosen = {s: rivals[0] for s, rivals in by_short_name.items() if len(rivals) == 1}
+    for rivals in by_short_name.values():
+        if len(rivals) > 1:
+            chosen |= {f"{name} (of {len(rivals)})": name for name in rivals}
+    found = chosen.get(first, "")
+    is_wrapped = layout.wrappers and re.search(layout.wrappers, found)
+    return OwnNames(chosen, found if prefix or is_wrapped else "")
+
+
+def is_of_head(layout: Layout, name: str) -> bool:
+    """Whether a name, as of `own_names`, cannot be one of the convolutions'."""
+    return not name.startswith(layout.conv.partition("{")[0])
 
 
 def recognise(tensors: Tensors) -> Match:
@@ -39,9 +93,9 @@ def recognise(tensors: Tensors) -> Match:
     Raises:
       WeightsError: none has a single name in common.
     """
-    best: tuple[tuple[int, int], Match] | None = None
+    best: tuple[tuple[int, int, bool], Match] | None = None
     for layout in layouts.LAYOUTS:
-        names = layouts.own_names(layout, tensors)
+        names, around = own_names(layout, tensors)
         for variant, table in model.VARIANTS.items():
             if table.lrn or (table.batch_norm and not layout.norm):
                 continue
@@ -58,9 +112,11 @@ def recognise(tensors: Tensors) -> Match:
                 for name, slot in expected.items()
                 if slot.window and name in names
             )
-            score = len(wanted & set(names)) - len(wanted ^ set(names)), fitting
-            if wanted & set(names) and (best is None or score > best[0]):
-                best = score, Match(layout, variant, conv_bias, "none", names)
+            common, other = wanted & set(names), wanted ^ set(names)
+            score = len(common) - len(other), fitting, not around
+            if common and (best is None or score > best[0]):
+                match = Match(layout, variant, conv_bias, "none", names, around)
+                best = score, match
     if best is None:
         raise WeightsError(
             f"no lineage of VGG names its tensors like this: {shortened(tensors)}; "
