@@ -3,14 +3,19 @@
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from etils import epath
 
-from vgg_flax import errors, storage
+import vgg_flax
+from vgg_flax import config, errors, storage
 from vgg_flax.evaluation import journal
+from vgg_flax.images import codec
+from vgg_flax.runs import checkpoint
+from vgg_flax.training import trainer
+from vgg_flax.weights.containers import mapped_file
 
 
 class Bucket:
@@ -172,3 +177,26 @@ def test_a_url_is_no_path_and_is_not_repeated() -> None:
             storage.check_path("init_from", url)
         assert "hunter2" not in str(caught.value)
     storage.check_path("init_from", "runs/default")
+
+
+NO_HOME = "~no-such-user/x"
+
+
+def test_a_home_directory_of_nobody_is_told(tiny_config: config.Config) -> None:
+    def train(path: str) -> None:
+        trainer.train_and_evaluate(tiny_config, path)
+
+    takers: list[Callable[[str], object]] = [
+        *(vgg_flax.load, codec.read, mapped_file.MappedFile, checkpoint.exists, train)
+    ]
+    for use in takers:
+        with pytest.raises(errors.VGGFlaxError, match="a user who has none here"):
+            use(NO_HOME)
+    assert not pathlib.Path(NO_HOME).parent.exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".pth", "a/" * 3000])
+def test_a_name_that_no_file_can_have_is_told(name: str) -> None:
+    for use in (vgg_flax.load, mapped_file.MappedFile):
+        with pytest.raises(errors.VGGFlaxError, match=r"no such file|cannot be read"):
+            use(name)

@@ -1,8 +1,41 @@
 """What a person at the keyboard can mend, and how a run ends early."""
 
+import reprlib
+
+_LINE = 4000  # characters of a message; what it ends with says what to do
+
 
 class VGGFlaxError(Exception):
     """Something the person at the keyboard can mend; the message says how."""
+
+
+def printable(text: str, limit: int = _LINE) -> str:
+    """One line of `limit` characters at most, without what moves a terminal's cursor.
+
+    What is left out of a longer text is its middle.
+    """
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} [...] {text[-(limit // 4) :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's file for a message, in bounded time and space."""
+    return printable(_SHORT.repr(value), 200)
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        del level
+        return str(x) if x.bit_length() <= 256 else f"<{x.bit_length()} bits>"
+
+
+_SHORT = _Short()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
 
 
 class ConfigError(VGGFlaxError):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vgg_flax import console, storage
+from vgg_flax import console, errors, storage
 from vgg_flax.data import imagenet
 from vgg_flax.model import VARIANTS, VGG, names
 from vgg_flax.net import Net
@@ -111,7 +111,7 @@ def _load_file(
     )
     shown = urls.shown(source) + ("" if entry is None else f", {entry}")
     for note in weights.notes:
-        console.say(f"{shown}: {note}")
+        console.say(errors.printable(f"{shown}: {note}"))
     return _of_file(shown, container.sha256, weights)
 
 
@@ -169,7 +169,7 @@ def _local_folder(source: str) -> epath.Path | None:
     if separator and scheme not in storage.PACKAGES:  # `fetch` says what it is
         return None
     storage.check_path("weights", source)
-    path = epath.Path(source).expanduser()
+    path = storage.expanded(source)
     return path if path.is_dir() else None
 
 

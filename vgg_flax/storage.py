@@ -38,6 +38,17 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in str(path)
 
 
+def expanded(path: epath.PathLike) -> epath.Path:
+    """With the home directory that its `~` stands for; raises StorageError for none."""
+    whole = os.path.expanduser(os.fspath(path))
+    if whole.startswith("~"):
+        raise StorageError(
+            f"{path} is in the home directory of a user who has none here; give the "
+            "path in full, or ./~... for a folder of that name"
+        )
+    return epath.Path(whole)
+
+
 def cache_folder(
     chosen: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:

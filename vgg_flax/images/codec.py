@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 import simplejpeg
-from etils import epath
 
+from vgg_flax import storage
 from vgg_flax.errors import ConfigError, VGGFlaxError
 
 
@@ -90,7 +90,7 @@ def open_image(image: Image, channels: int = 3) -> np.ndarray:
 def read(path: str | os.PathLike[str]) -> bytes:
     """What is in a file; raises ImageError, without its name, where there is none."""
     try:
-        return epath.Path(path).expanduser().read_bytes()
+        return storage.expanded(path).read_bytes()
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from error
 

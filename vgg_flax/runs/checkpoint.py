@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vgg_flax import console
+from vgg_flax import console, storage
 from vgg_flax.parallel import distributed
 from vgg_flax.runs import directory, seal, step_folders
 from vgg_flax.runs import leaves as leaves_lib
@@ -288,7 +288,7 @@ def exists(workdir: epath.PathLike) -> bool:
 
 def folder_of(workdir: epath.PathLike) -> epath.Path:
     """Where a run keeps its checkpoints."""
-    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
+    return storage.expanded(workdir).resolve() / "checkpoints"
 
 
 def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:

@@ -77,7 +77,7 @@ class Job:
             config = _with_classes(config, len(opened["train"].class_names))
         job = cls(
             config,
-            epath.Path(workdir).expanduser(),
+            storage.expanded(workdir),
             objective,
             Shard(jax.process_index(), jax.process_count()),
             opened,

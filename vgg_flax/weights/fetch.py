@@ -78,8 +78,8 @@ def _find(
         raise WeightsError(f"sha256={sha256!r}; expected 64 hex digits")
     if "://" in name:
         return _fetch_url(name, storage.cache_folder(cache_dir), sha256)
-    path, hub_name = pathlib.Path(os.path.expanduser(name)), _HUB_NAME.fullmatch(name)
-    if path.exists():
+    path, hub_name = pathlib.Path(storage.expanded(name)), _HUB_NAME.fullmatch(name)
+    if os.path.exists(path):  # False for names that no file can have
         if sha256 is not None:
             checksum.check(path, checksum.of_file(path), sha256)
         return _Found(path)
@@ -91,7 +91,7 @@ def _find(
     if (
         hub_name
         and (hub_name["file"] or not name.endswith(_FILE_SUFFIXES))
-        and not path.parent.is_dir()  # a mistyped path: runs/defualt
+        and not os.path.isdir(path.parent)  # a mistyped path: runs/defualt
     ):
         repo, filename = hub_name["repo"], hub_name["file"] or _HUB_FILE
         return _fetch_from_hub(repo, filename, cache, hub_cache, sha256)

@@ -20,7 +20,6 @@ _LAYER_TAGS = {number << 3 | _LEN for number in _LAYER_FIELDS}
 _BLOB_LEGACY_SHAPE = (1, 2, 3, 4)  # num, channels, height, width
 _BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLE_DATA = 5, 7, 8
 _BLOB_DTYPES = {_BLOB_DATA: np.dtype("<f4"), _BLOB_DOUBLE_DATA: np.dtype("<f8")}
-_FIELD_LIMIT = 200_000  # in a file; a net of 1,000 layers has 20,000
 
 
 def recognises(file: mapped_file.MappedFile) -> bool:
@@ -84,18 +83,21 @@ class _Walk:
 
     def __init__(self, file: mapped_file.MappedFile):
         self.file = file
-        self._left = _FIELD_LIMIT
+        self._count = 0
 
     def fields(self, message: np.ndarray, position: int = 0) -> Iterator[_Field]:
         while position < len(message):
-            self._left -= 1
-            if self._left < 0:
-                raise self.file.damaged(f"it has more than {_FIELD_LIMIT} fields")
+            self.count()
             try:
                 field, position = _read_field(message, position)
             except _WireError as error:
                 raise self.file.damaged(f"as a caffemodel, {error}") from error
             yield field
+
+    def count(self) -> None:
+        """Counts a field, or a run of them."""
+        self._count += 1
+        self.file.check_parts(self._count, "fields")
 
 
 def _read_layer(walk: _Walk, layer: _Field) -> tuple[str, list[np.ndarray]]:
@@ -116,6 +118,7 @@ def _read_blob(walk: _Walk, blob: np.ndarray, name: str) -> np.ndarray:
     while position < len(blob):
         run = _unpacked_run(blob, position)
         if run is not None:
+            walk.count()
             number, numbers, position = run
             parts[number].append(numbers)
             continue
@@ -168,11 +171,21 @@ def _unpacked_run(
         if blob[position] == tag:
             whole = (len(blob) - position) // row
             rows = blob[position : position + whole * row].reshape(whole, row)
-            others = np.flatnonzero(rows[:, 0] != tag)
-            count = int(others[0]) if len(others) else whole
+            count = _leading(rows[:, 0], tag)
             if count:
                 return number, rows[:count, 1:].reshape(-1), position + count * row
     return None
+
+
+def _leading(tags: np.ndarray, tag: int) -> int:
+    """How many of `tags` are `tag` before the first that is not."""
+    count, step = 0, 64  # not all at once: the next run would look at the rest again
+    while count < len(tags):
+        others = np.flatnonzero(tags[count : count + step] != tag)
+        if len(others):
+            return count + int(others[0])
+        count, step = count + step, 2 * step
+    return len(tags)
 
 
 def _read_field(message: np.ndarray, position: int) -> tuple[_Field, int]:

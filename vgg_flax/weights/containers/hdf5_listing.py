@@ -10,13 +10,17 @@ attributes that are text, or `{"damaged": why}`, or `{"refused": why}`.
 import json
 import resource
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 _MEMORY_LIMIT = 4 << 30  # bytes of addresses; listing takes a few hundred MB of them
-_CHUNKS_LIMIT = 200_000
+_DEPTH_LIMIT = 32  # of groups in groups; libhdf5 takes longer the deeper they are
+# As of `mapped_file`, which this program has not.
+_PARTS_FLOOR, _PART_BYTES, _PARTS_LIMIT = 2000, 128, 200_000
 _DEFLATE, _SHUFFLE = 1, 2  # libhdf5's numbers of its filters
 _LEAVE_OUT_KINDS = "SUO"  # strings and references
 
@@ -28,7 +32,9 @@ class Refused(Exception):
 def list_file(path: str) -> dict[str, Any]:
     """What a file holds: `datasets` and `texts`, as `main` answers."""
     with h5py.File(path, "r") as opened:
-        return {"datasets": list_datasets(opened), "texts": list_texts(opened)}
+        size = opened.id.get_filesize()
+        limit = min(_PARTS_FLOOR + size // _PART_BYTES, _PARTS_LIMIT)
+        return {"datasets": list_datasets(opened, limit), "texts": list_texts(opened)}
 
 
 def list_texts(opened: h5py.File) -> dict[str, str]:
@@ -43,30 +49,57 @@ def list_texts(opened: h5py.File) -> dict[str, str]:
     return texts
 
 
-def list_datasets(opened: h5py.File) -> list[dict[str, Any]]:
+def list_datasets(opened: h5py.File, limit: int) -> list[dict[str, Any]]:
     """The data sets of numbers, each with its name, dtype, shape, and one of
 
     - `offset`: of its bytes in the file;
     - `content`: its bytes, in hex;
     - `chunks`: their shape, with `filters`, `fill` (a number's bytes, in hex) and
       `pieces`, each (its first index, offset in the file, bytes, mask of filters).
+
+    Of objects and of pieces there may be `limit`.
     """
     datasets: list[dict[str, Any]] = []
-
-    def visit(name: str, item: Any) -> None:
+    pieces = 0
+    for name, item in _walk(opened, limit):
         is_tensor = type(item) is h5py.Dataset and item.shape is not None
         if is_tensor and item.dtype.kind not in _LEAVE_OUT_KINDS:
-            datasets.append(
-                {
-                    "name": name,
-                    "dtype": _dtype_name(item, name),
-                    "shape": [int(n) for n in item.shape or ()],
-                    **_location(item, name),
-                }
-            )
-
-    opened.visititems(visit)
+            listed = {
+                "name": name,
+                "dtype": _dtype_name(item, name),
+                "shape": [int(n) for n in item.shape or ()],
+                **_location(item, name, limit - pieces),
+            }
+            pieces += len(listed.get("pieces", ()))
+            datasets.append(listed)
     return datasets
+
+
+def _walk(opened: h5py.File, limit: int) -> Iterator[tuple[str, Any]]:
+    """Everything below the root by its path, each once; links are not followed."""
+    waiting: list[tuple[str, Any, int]] = [("", opened, 0)]
+    seen: set[int] = set()
+    count = 0
+    while waiting:
+        path, item, depth = waiting.pop()
+        address = h5o.get_info(item.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        if path:
+            yield path, item
+        if not isinstance(item, h5py.Group):
+            continue
+        if depth >= _DEPTH_LIMIT and len(item):
+            raise Refused(f"it has groups in groups, more than {_DEPTH_LIMIT} deep")
+        count += len(item)
+        if count > limit:
+            raise Refused(f"it has more than {limit} groups and data sets")
+        waiting += [
+            (f"{path}/{name}" if path else name, item[name], depth + 1)
+            for name in reversed(list(item))
+            if isinstance(item.get(name, getlink=True), h5py.HardLink)
+        ]
 
 
 def _dtype_name(dataset: Any, name: str) -> str:
@@ -83,7 +116,7 @@ def _dtype_name(dataset: Any, name: str) -> str:
     return dtype.str
 
 
-def _location(dataset: Any, name: str) -> dict[str, Any]:
+def _location(dataset: Any, name: str, limit: int) -> dict[str, Any]:
     properties = dataset.id.get_create_plist()
     layout = properties.get_layout()
     if properties.get_external_count() or layout == h5py.h5d.VIRTUAL:
@@ -93,16 +126,16 @@ def _location(dataset: Any, name: str) -> dict[str, Any]:
     if layout == h5py.h5d.CONTIGUOUS and dataset.id.get_offset() is not None:
         return {"offset": int(dataset.id.get_offset())}
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    if set(filters) - {_DEFLATE, _SHUFFLE}:
+    if set(filters) - {_DEFLATE, _SHUFFLE} or len(set(filters)) < len(filters):
         raise Refused(
             f"data set {name} passed through the HDF5 filters {filters}, of which only "
-            "gzip and shuffle are read; rewrite it: h5repack -f NONE OLD NEW"
+            "gzip and shuffle are read, once each; rewrite it: h5repack -f NONE OLD NEW"
         )
     pieces: list[Any] = []
 
     def note(info: Any) -> None:
-        if len(pieces) >= _CHUNKS_LIMIT:
-            raise Refused(f"data set {name} has more than {_CHUNKS_LIMIT} chunks")
+        if len(pieces) >= limit:
+            raise Refused(f"data set {name} has more than {limit} chunks")
         start = [int(n) for n in info.chunk_offset]
         pieces.append((start, info.byte_offset, info.size, info.filter_mask))
 

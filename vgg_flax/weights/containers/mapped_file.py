@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vgg_flax import errors, storage
 from vgg_flax.weights import WeightsError
 
 # What a file may unfold to, by compression or by naming the same bytes repeatedly.
@@ -21,6 +22,11 @@ from vgg_flax.weights import WeightsError
 # file.
 _UNFOLD_FACTOR = 4
 _UNFOLD_FLOOR = 64 << 20
+# What reading does once for each of a file's parts (tensors, fields, chunks, objects)
+# takes some microseconds, and a part of real weights has some hundred bytes. So a small
+# file can ask for little work, whatever it holds.
+_PART_BYTES = 128
+_PARTS_FLOOR, _PARTS_LIMIT = 2000, 200_000
 
 
 class MappedFile:
@@ -37,7 +43,7 @@ class MappedFile:
         Raises:
           WeightsError: no such file, a directory, unreadable, or empty.
         """
-        self.path = pathlib.Path(path).expanduser()
+        self.path = pathlib.Path(storage.expanded(path))
         try:
             if self.path.is_dir():
                 raise WeightsError(
@@ -96,6 +102,24 @@ class MappedFile:
                 "store it uncompressed"
             )
 
+    @property
+    def parts_limit(self) -> int:
+        """How many parts of one kind a file of this size may have."""
+        return min(_PARTS_FLOOR + self.size // _PART_BYTES, _PARTS_LIMIT)
+
+    @property
+    def small_limit(self) -> int:
+        """How many bytes of compressed structure, not of numbers, it may unfold to."""
+        return self.parts_limit * _PART_BYTES
+
+    def check_parts(self, count: int, what: str) -> None:
+        """Raises WeightsError if `count` of `what` are too many for this file."""
+        if count > self.parts_limit:
+            raise WeightsError(
+                f"{self.path}: {self.size} bytes have more than {self.parts_limit} "
+                f"{what}: refused, as no weights are like that"
+            )
+
     def damaged(self, what: str) -> WeightsError:
         """The error for a file whose structure does not hold."""
         return WeightsError(
@@ -124,8 +148,8 @@ def view(
 def check_shape(file: MappedFile, shape: Any, what: str) -> None:
     """Raises WeightsError unless `shape` is a sequence that NumPy can have."""
     is_shape = isinstance(shape, (tuple, list)) and len(shape) <= 32
-    if not is_shape or not all(type(n) is int and n >= 0 for n in shape):
-        raise file.damaged(f"{what} has the shape {str(shape)[:200]}")
+    if not is_shape or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
+        raise file.damaged(f"{what} has the shape {errors.shown(shape)}")
     # NumPy multiplies the other sizes even if one is zero.
     if math.prod(n for n in shape if n) > 1 << 48:
-        raise file.damaged(f"{what} has the shape {tuple(shape)}")
+        raise file.damaged(f"{what} has the shape {errors.shown(tuple(shape))}")

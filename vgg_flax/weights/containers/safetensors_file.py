@@ -58,6 +58,7 @@ def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(str(file.path), framework="np") as opened:
             names = opened.offset_keys()
+            file.check_parts(len(names), "tensors")
             parts = [opened.get_slice(name) for name in names]
             described = [(part.get_dtype(), part.get_shape()) for part in parts]
     except (safetensors.SafetensorError, OSError) as error:

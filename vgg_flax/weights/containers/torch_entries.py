@@ -50,7 +50,8 @@ def entries(file: mapped_file.MappedFile, root: Any) -> dict[str, dict[str, Tens
                 waiting += [
                     (f"{place}.{name}" if place else name, inner, depth + 1)
                     for name, inner in value.items()
-                    if isinstance(name, str) and isinstance(inner, (dict, Placeholder))
+                    if isinstance(name, str) and len(name) <= _NAME_LIMIT
+                    if isinstance(inner, (dict, Placeholder))
                 ]
     by_place = {place: tensors for place, tensors in by_place.items() if tensors}
     with_kernels = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vgg_flax import errors
 from vgg_flax.weights import WeightsError
 from vgg_flax.weights.containers import mapped_file, torch_entries, torch_pickle
 
@@ -78,7 +79,9 @@ def read_legacy(file: mapped_file.MappedFile) -> Entries:
     )
     _, version, system = (unpickler.load_one() for _ in range(3))
     if version != _LEGACY_VERSION:
-        raise file.damaged(f"its version is {version!r}, not {_LEGACY_VERSION}")
+        raise file.damaged(
+            f"its version is {errors.shown(version)}, not {_LEGACY_VERSION}"
+        )
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise _big_endian(file)
     entries = torch_entries.entries(file, unpickler.load_one())
@@ -93,7 +96,7 @@ def _legacy_storages(
     contents, position = {}, unpickler.position()
     for key in keys if isinstance(keys, list) else [keys]:
         if not isinstance(key, str) or key not in unpickler.storages:
-            raise file.damaged(f"nothing uses the storage {str(key)[:50]!r}")
+            raise file.damaged(f"nothing uses the storage {errors.shown(key)}")
         storage = unpickler.storages[key]
         what = f"storage {key}"
         count = int.from_bytes(file.slice(position, 8, what).tobytes(), "little")
@@ -121,6 +124,7 @@ class _Archive:
         except _ZIP_ERRORS as error:
             raise file.damaged(f"as a zip archive, {error}") from error
         file.check_unfolded(sum(info.file_size for info in self._zip.infolist()))
+        file.check_parts(len(names), "entries")
         pickles = [n for n in names if pathlib.PurePosixPath(n).name == "data.pkl"]
         if len(pickles) != 1:
             raise WeightsError(
@@ -138,10 +142,11 @@ class _Archive:
     def pickle(self) -> bytes:
         """The pickle that describes the tensors."""
         content = self._entry(f"{self._root}data.pkl")
-        if len(content) > torch_pickle.SIZE_LIMIT:
+        limit = min(torch_pickle.SIZE_LIMIT, self._file.small_limit)
+        if len(content) > limit:
             raise WeightsError(
                 f"{self._file.path}: its pickle has {len(content)} bytes, more than "
-                f"{torch_pickle.SIZE_LIMIT}; if it is yours, save it anew with "
+                f"{limit}; if it is yours, save it anew with "
                 "torch.save(model.state_dict(), path)"
             )
         return content.tobytes()
@@ -184,6 +189,7 @@ def _make_arrays(
     entries: dict[str, dict[str, torch_pickle.Tensor]],
     contents: dict[str, np.ndarray],
 ) -> Entries:
+    file.check_parts(sum(map(len, entries.values())), "tensors")
     arrays: Entries = {}
     for place, tensors in entries.items():
         arrays[place] = {}
@@ -208,9 +214,9 @@ def _make_array(
     is_whole = storage.total * dtype.itemsize <= len(content)
     if not (is_whole and _fits(storage, offset, shape, strides)):
         raise file.damaged(
-            f"tensor {name} of shape {shape}, strides {str(strides)[:200]} and offset "
-            f"{str(offset)[:50]} does not fit its storage of {storage.length} elements "
-            f"of {dtype}, {len(content)} bytes"
+            f"tensor {name} of shape {shape}, strides {errors.shown(strides)} and "
+            f"offset {errors.shown(offset)} does not fit its storage of "
+            f"{storage.length} elements of {dtype}, {len(content)} bytes"
         )
     start = (storage.start + offset) * dtype.itemsize
     end = (storage.start + storage.length) * dtype.itemsize

@@ -304,6 +304,8 @@ def turn(layout: Layout, slot: Slot, array: np.ndarray, channels: int) -> np.nda
     if slot.leaf != "kernel":
         is_row = array.size == array.shape[-1] if array.ndim else False
         return array.reshape(-1) if is_row else array
+    if not array.size:
+        raise ValueError("is empty")
     if array.ndim == 4:
         return array.transpose([layout.kernel.index(axis) for axis in "HWIO"])
     if array.ndim != 2 or not is_fc:

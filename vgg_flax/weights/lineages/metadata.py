@@ -38,7 +38,7 @@ def read(metadata: Mapping[str, str]) -> Entry | None:
     try:
         values = json.loads(metadata[KEY])
         return Entry(ModelCard.from_json(values), bool(values["bgr"]))
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"the metadata {KEY!r} of the file is damaged: {error!r:.200}"
         ) from error

@@ -141,7 +141,7 @@ def _of_authors(match: Match, tensors: Tensors) -> Pixels | None:
     if match.variant not in _AUTHORS or kernel is None or bias is None:
         return None
     biases, blue, red = _AUTHORS[match.variant]
-    if kernel.ndim != 4 or bias.size < len(biases):
+    if kernel.ndim != 4 or not kernel.size or bias.size < len(biases):
         return None
     # Fine-tuning moves them by thousandths; biases of other nets are half a unit away.
     distance = np.abs(bias.ravel()[: len(biases)].astype(np.float64) - biases).max()
