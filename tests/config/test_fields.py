@@ -13,6 +13,7 @@ from conftest import changed
 
 from vgg_flax import config as config_lib
 from vgg_flax import errors, model
+from vgg_flax.config import aliases, recipe
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {field.name: field for field in config_lib.fields()}
@@ -148,3 +149,29 @@ def test_help_has_every_field_and_flag() -> None:
         assert field.range in entries[name]
         for choice, meaning in field.choices.items():
             assert f" {choice}: {meaning} " in entries[name]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("lr", "optimizer.learning_rate"),
+        ("wd", "optimizer.weight_decay"),
+        ("data.bs", "data.batch_size"),
+        ("epochs", "num_epochs"),
+        ("data.num_epochs", "num_epochs"),
+        ("model.classes", "model.num_classes"),
+        ("arch", "model.variant"),
+        ("pretrained", "init_from"),
+        ("optimizer.learnin_rate", "optimizer.learning_rate"),
+        ("steps", "num_steps"),
+    ],
+)
+def test_a_field_is_found_by_what_others_call_it(typed: str, meant: str) -> None:
+    with pytest.raises(errors.ConfigError, match=rf"did you mean --config\.{meant}\?"):
+        recipe.check_names([f"--config.{typed}=1"])
+
+
+def test_an_alias_stands_for_a_field_and_is_none() -> None:
+    assert {*aliases.ALIASES.values()} <= {*FIELDS}
+    assert not {*aliases.ALIASES} & {name.rpartition(".")[2] for name in FIELDS}

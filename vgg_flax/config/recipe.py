@@ -8,6 +8,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
+from vgg_flax.config.aliases import ALIASES
 from vgg_flax.config.settings import Config, fields
 from vgg_flax.errors import ConfigError
 
@@ -90,8 +91,11 @@ def read(path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """The field of another section that is so called, or is spelt most alike."""
+    """The field of another section that is so called, or by others; or is spelt so."""
+    last = name.rpartition(".")[2]
     for field in known:
-        if field.rpartition(".")[2] == name.rpartition(".")[2]:
+        if field.rpartition(".")[2] == last:
             return field
+    if last in ALIASES:
+        return ALIASES[last]
     return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
