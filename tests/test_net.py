@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import samples
 from conftest import changed, random_net, save_run
+from torchvision_net import torchvision_tensors
+from weight_files import write_named_safetensors
 
 import vgg_flax
 from vgg_flax import config, errors
@@ -263,3 +265,19 @@ def test_a_net_trained_across_replicas_evaluates_alone(
     )
     trainer.train_and_evaluate(recipe, tmp_path)
     assert vgg_flax.load(tmp_path)(np.zeros((2, 32, 32, 1), np.uint8)).shape == (2, 10)
+
+
+def test_pixels_by_hand_are_those_of_the_net(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "grey.safetensors"
+    tensors = torchvision_tensors("vgg11")
+    tensors["features.0.weight"] = tensors["features.0.weight"][:, :1]
+    write_named_safetensors(path, tensors)
+    net = vgg_flax.load(path, mean=(0.4,), std=(0.2,))
+    assert net.preprocessing.normalize(np.full((1, 1, 1), 51, np.uint8)) == -1
+    assert net(np.zeros((1, 64, 64, 1), np.uint8)).shape == (1, 10)
+    for given in ({"mean": (0.4,)}, {"mean": (0.4,), "preprocessing": "caffe"}):
+        with pytest.raises(errors.VGGFlaxError, match="expected mean and std"):
+            vgg_flax.load(path, **given)
+    run = save_run(random_net("vgg11"), tmp_path / "run")
+    with pytest.raises(errors.VGGFlaxError, match="is a run"):
+        vgg_flax.load(run, mean=(0.4,), std=(0.2,))

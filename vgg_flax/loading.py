@@ -1,6 +1,7 @@
 """`load`: a trained net from a run directory, a weight file, the hub or a URL."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from vgg_flax.weights import WeightsError, checksum, fetch, urls
 from vgg_flax.weights import card as card_lib
 from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.lineages import mapping
+from vgg_flax.weights.lineages import pixels as pixels_lib
 
 
 def load(
@@ -30,6 +32,8 @@ def load(
     num_classes: int | None = None,
     head: str | None = None,
     preprocessing: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     crop_size: int | None = None,
     test_scale: int | None = None,
     dtype: Any = None,
@@ -56,6 +60,8 @@ def load(
       head: "fc" or "gap": a new one, with `num_classes`, whatever head the weights
         have, if any. It is drawn with the net's initialiser and seed 0.
       preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
+      mean: of a file, of pixels in [0, 1], a value a channel, instead of its own.
+      std: with the mean.
       crop_size: the side of the test view in pixels, instead of the weights' own:
         what the run or the file says of itself, or else 32 pixels for each of fc6's
         window, or else the lineage's.
@@ -73,7 +79,8 @@ def load(
     _check_classes(num_classes, include_top, head)
     card_lib.check_sizes(crop_size, test_scale)
     sizes: Any = {"crop_size": crop_size, "test_scale": test_scale}
-    of_file: Any = {"entry": entry, "variant": variant, "preprocessing": preprocessing}
+    pixels = _pixels(preprocessing, mean, std)
+    of_file: Any = {"entry": entry, "variant": variant, "preprocessing": pixels}
     if head is not None and num_classes is not None:
         more: Any = {**of_file, **sizes, "dtype": dtype, "sha256": sha256}
         net = load(path_or_name, step, include_top=False, **more)
@@ -233,6 +240,20 @@ def _of_file(source: str, sha256: str, weights: mapping.Weights) -> Net:
         class_names = imagenet.synsets() if classes == 1000 else ()
         card = dataclasses.replace(card, class_names=class_names)
     return Net(weights.variables, card)
+
+
+def _pixels(
+    name: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> str | pixels_lib.MeanAndStd | None:
+    """The pixels asked for, if any, in one of two ways."""
+    if mean is None and std is None:
+        return name
+    if name is not None or mean is None or std is None:
+        raise WeightsError(
+            f"preprocessing={name!r}, mean={mean!r}, std={std!r}; expected mean and "
+            "std, or preprocessing"
+        )
+    return mean, std
 
 
 def _check_classes(

@@ -186,6 +186,30 @@ def test_two_nets_in_one_set_of_tensors_are_neither() -> None:
     assert "student.features.0.weight" in message
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_by_hand(channels: int) -> None:
+    tensors = torchvision_tensors()
+    first = tensors["features.0.weight"]
+    tensors["features.0.weight"] = first[:, :channels]
+    if channels == 1:
+        assert "say mean= and std=" in listed(tensors)
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    weights = mapping.to_weights(tensors, preprocessing=(mean, std))
+    pixels = weights.card.preprocessing
+    assert (pixels.mean, pixels.std, pixels.crop_size) == (mean, std, 64)
+    assert weights.card.model.in_channels == channels
+    kernel = weights.variables["params"]["conv1_1"]["kernel"]
+    np.testing.assert_array_equal(kernel, first[:, :channels].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "pixels", [((0.5,), (0.0,)), ((0.5, 0.5), (1, 1)), ((0.5,), (1, 1, 1)), ("a", "b")]
+)
+def test_pixels_that_cannot_be_are_told(pixels: Any) -> None:
+    message = listed(torchvision_tensors(), preprocessing=pixels)
+    assert message.startswith(f"mean={pixels[0]!r}, std={pixels[1]!r}")
+
+
 def test_an_error_shows_the_names_that_were_found() -> None:
     tensors = torchvision_tensors()
     renamed = {n.replace("classifier.6", "last"): t for n, t in tensors.items()}

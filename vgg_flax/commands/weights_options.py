@@ -9,7 +9,7 @@ _OPTIONS = (
     "step",
     "entry",
     "variant",
-    "preprocessing",
+    *("preprocessing", "mean", "std"),
     "crop_size",
     "test_scale",
     "sha256",
@@ -27,6 +27,8 @@ def add(command: argparse.ArgumentParser) -> None:
     add("--entry", help="of a training checkpoint with several nets: model_ema")
     add("--variant", type=_variant, help="where names can't tell: vgg11_lrn")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
+    add("--mean", type=_numbers, help="of pixels in [0, 1], by hand: 0.5,0.5,0.5")
+    add("--std", type=_numbers, help="with it")
     add("--crop-size", type=int, help="side of the test view, instead of the weights'")
     add("--test-scale", type=int, help="Q, of which the crop is the centre; likewise")
     add("--sha256", help="what the file's must be")
@@ -111,6 +113,15 @@ def _variant(text: str) -> str:
         return model.variant_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected numbers with commas between them"
+        ) from error
 
 
 def _step(text: str) -> int | str:

@@ -50,7 +50,7 @@ def to_weights(
     variant: str | None = None,
     include_top: bool | None = True,
     num_classes: int | None = None,
-    preprocessing: str | None = None,
+    preprocessing: str | pixels_lib.MeanAndStd | None = None,
     crop_size: int | None = None,
     test_scale: int | None = None,
     dtype: Any = None,
@@ -65,7 +65,7 @@ def to_weights(
       include_top: False: without FC layers, `head="none"`; None: with them, if they
         are there and are numbers.
       num_classes: other than the file's: fc8 starts anew, with its initialiser.
-      preprocessing: a key of `layouts.PIXELS`, instead of what the file tells.
+      preprocessing: as of `pixels.find`, instead of what the file tells.
       crop_size: as of `ModelCard.with_sizes`, like the next one.
       test_scale: instead of what the file tells.
       dtype: of the params and the computation; None: float32, or what our own
@@ -112,7 +112,8 @@ def to_weights(
     if net.in_channels != pixels.preprocessing.channels:
         raise WeightsError(
             f"its first convolution takes {net.in_channels} channel(s), and the pixels "
-            f"of {match.layout.name} have {pixels.preprocessing.channels}"
+            f"of {match.layout.name} have {pixels.preprocessing.channels}: say mean= "
+            "and std= (--mean, --std), a number a channel"
         )
     variables = _variables(turned, net, shapes, pixels.bgr, dtype)
     fields = {"model": net, "preprocessing": pixels.preprocessing}

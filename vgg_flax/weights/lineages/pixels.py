@@ -8,14 +8,18 @@ fc6's window. What none of these tells is asked for.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from vgg_flax import errors
+from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.weights import WeightsError
 from vgg_flax.weights.lineages import layouts, metadata, recognition
 from vgg_flax.weights.lineages.layouts import Pixels
 from vgg_flax.weights.lineages.recognition import Match, Tensors
 
+MeanAndStd = tuple[Sequence[float], Sequence[float]]
 # Published under torchvision's names, for other pixels; by the head of the sha256.
 _KNOWN_FILES = {"00b39a1b": "caffe", "d01eb7cb": "caffe"}  # jcjohnson's VGG-16, -19
 # How the authors' two nets begin, which were saved again under many names: conv1_1's
@@ -39,7 +43,7 @@ def find(
     *,
     sha256: str = "",
     entry: metadata.Entry | None = None,
-    preprocessing: str | None = None,
+    preprocessing: str | MeanAndStd | None = None,
     has_size: bool = False,
 ) -> Pixels:
     """What a file's first convolution expects, and at which size.
@@ -49,7 +53,8 @@ def find(
       tensors: by the file's names.
       sha256: of the file: some published ones are known by it.
       entry: of the file, if we wrote it.
-      preprocessing: a key of `layouts.PIXELS`, if it is asked for.
+      preprocessing: a key of `layouts.PIXELS`, or the mean and std of pixels in
+        [0, 1], RGB or grey, if they are asked for.
       has_size: whether a crop size is given, so that none need be known: where none
         is, that in the answer means nothing.
 
@@ -61,17 +66,22 @@ def find(
         if preprocessing is not None:
             raise WeightsError(
                 "the file says its pixels itself; leave out "
-                f"preprocessing={preprocessing}"
+                + (
+                    f"preprocessing={preprocessing}"
+                    if isinstance(preprocessing, str)
+                    else "mean and std"
+                )
             )
         return Pixels(entry.card.preprocessing, entry.bgr)
     known = ", ".join(layouts.PIXELS)
-    if preprocessing not in (None, *layouts.PIXELS):
+    if isinstance(preprocessing, str) and preprocessing not in layouts.PIXELS:
         raise WeightsError(f"preprocessing={preprocessing!r}; known: {known}")
     unknown, missing = [], []
     if preprocessing is not None:
-        pixels = layouts.PIXELS[preprocessing]
+        by_hand = not isinstance(preprocessing, str)
+        pixels = _by_hand(*preprocessing) if by_hand else layouts.PIXELS[preprocessing]
         authors = _of_authors(match, tensors)
-        if authors is not None and preprocessing in ("caffe", "features"):
+        if authors is not None and (by_hand or preprocessing in ("caffe", "features")):
             pixels = dataclasses.replace(pixels, bgr=authors.bgr)  # the kernels tell
     else:
         pixels = _of_published(match, tensors, sha256) or _of_names(match, tensors)
@@ -92,6 +102,18 @@ def find(
     sizes = {"test_scale": side or 32, "crop_size": side or 32}
     sized = dataclasses.replace(pixels.preprocessing, **sizes)
     return dataclasses.replace(pixels, preprocessing=sized)
+
+
+def _by_hand(mean: Sequence[float], std: Sequence[float]) -> Pixels:
+    try:
+        values = tuple(map(float, mean)), tuple(map(float, std))
+        return Pixels(Preprocessing(*values, layouts.TORCHVISION.test_scale, 224))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"mean={errors.shown(mean)}, std={errors.shown(std)} (--mean, --std): "
+            "expected three numbers each, or one for grey, of pixels in [0, 1]; std "
+            "above 0"
+        ) from error
 
 
 def _of_published(match: Match, tensors: Tensors, sha256: str) -> Pixels | None:
