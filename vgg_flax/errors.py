@@ -14,13 +14,16 @@ def printable(text: str, limit: int = _LINE) -> str:
 
     What is left out of a longer text is its middle.
     """
-    if len(text) > limit:
-        text = f"{text[: limit // 2]} [...] {text[-(limit // 4) :]}"
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+
+    def cut(text: str) -> str:
+        if len(text) <= limit:
+            return text
+        return f"{text[: limit // 2]} [...] {text[-(limit // 4) :]}"
+
+    escaped = (
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut(text)
     )
+    return cut("".join(escaped))
 
 
 def shown(value: object) -> str:

@@ -53,7 +53,7 @@ def load(
       entry: of a file that holds several sets of tensors: the one meant ("model_ema").
       variant: of a file, where its names can't tell ("vgg11_lrn").
       include_top: False: the convolutions only (`head="none"`); None: with the FC
-        layers, if the file has them.
+        layers, if the file has a VGG's; a head of its own is left out, and told.
       until: the layer, by a name that `features` takes, with which the net ends: a call
         returns what it gives, and no params beyond are kept.
       num_classes: other than the file's: fc8 starts anew.

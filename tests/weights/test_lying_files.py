@@ -106,12 +106,13 @@ def test_groups_and_chunks_of_an_hdf5_file(tmp_path: pathlib.Path):
         group["w"] = np.ones(3)
     assert "groups in groups" in refusal(path)
     with h5py.File(path, "w") as opened:
-        for i in range(20_000):
-            opened.create_group(str(i), track_times=False)
-    assert "groups and data sets" in refusal(path) or path.stat().st_size > 1 << 20
+        opened["w"] = np.ones(3)
+        for i in range(20_000):  # names of one object
+            opened[str(i)] = opened["w"]
+    assert "groups and data sets" in refusal(path)
     with h5py.File(path, "w") as opened:
         opened.create_dataset("w", data=np.zeros(60_000, "i1"), chunks=(2,))
-    assert path.stat().st_size > 1 << 20 or "chunks" in refusal(path)
+    assert "chunks" in refusal(path)
     with h5py.File(path, "w") as opened:
         twice = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         twice.set_chunk((100,))
@@ -139,12 +140,12 @@ def test_names_are_shown_escaped_and_cut(name: str, tmp_path: pathlib.Path):
         mapping.to_weights(tensors)
     message = str(caught.value)
     assert "unexpected" in message
-    assert message.isprintable() and len(message) < 5000
+    assert message.isprintable() and len(message) <= 4000
     path = tmp_path / "x.safetensors"
     write_named_safetensors(path, {name: np.ones(1, np.float32)})
     with pytest.raises(WeightsError) as caught:
         mapping.to_weights(formats.read(path).tensors)
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 5000
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 4000
 
 
 VALUES: list[Any] = [3, "text", [1, (2, {"a": None})], 10**5000, "\n\x1b", b"x" * 9999]
@@ -153,9 +154,10 @@ VALUES: list[Any] = [3, "text", [1, (2, {"a": None})], 10**5000, "\n\x1b", b"x" 
 def test_values_are_shown_in_a_line() -> None:
     assert [errors.shown(v) for v in VALUES[:3]] == [*map(repr, VALUES[:3])]
     for value in VALUES:
-        assert errors.shown(value).isprintable() and len(errors.shown(value)) <= 300
+        assert errors.shown(value).isprintable() and len(errors.shown(value)) <= 200
+    assert len(errors.printable("\u202e" * 9999)) <= 4000
     deep = pickle.loads(b"\x80\x02" + doubled() + b".")
-    assert len(errors.shown(deep)) <= 300
+    assert len(errors.shown(deep)) <= 200
 
 
 @pytest.mark.parametrize(

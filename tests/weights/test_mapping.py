@@ -139,17 +139,17 @@ def test_what_stands_around_names_is_taken_off_and_told(
     assert all(jax.tree.leaves(same))
 
 
+FC6_FC7 = r"classifier\.[03]"
 HEADS: dict[str, dict[str, np.ndarray]] = {  # of one's own, beside the convolutions
     "Linear": {"classifier.weight": np.ones((2, 128)), "classifier.bias": np.ones(2)},
     "Sequential": {
-        **{n: t for n, t in torchvision_tensors().items() if "classifier" in n[:10]},
+        **{n: t for n, t in torchvision_tensors().items() if re.match(FC6_FC7, n)},
         "classifier.6.0.weight": np.ones((2, 12)),
         "classifier.6.3.bias": np.ones(2),
     },
     "elsewhere": {"head.fc.weight": np.ones((2, 32)), "loss.class_weights": np.ones(2)},
     "1x1 convolutions": {"classifier.1.weight": np.ones((2, 32, 1, 1))},
 }
-del HEADS["Sequential"]["classifier.6.weight"], HEADS["Sequential"]["classifier.6.bias"]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -168,6 +168,11 @@ def test_the_convolutions_load_whatever_the_head_is(head: str, prefix: str) -> N
     else:
         assert "crop_size= and test_scale=" in listed(whole, include_top=False)
     weights = mapping.to_weights(whole, **options)
+    if head != "1x1 convolutions":  # which could be a part of a VGG's
+        as_it_is = mapping.to_weights(whole, **{**options, "include_top": None})
+        assert as_it_is.card.model.head == "none"
+        assert as_it_is.notes == weights.notes
+        assert all(name in weights.notes[-1] for name in HEADS[head])
     expected = mapping.to_weights(tensors, **options).variables
     same = jax.tree.map(np.array_equal, weights.variables, expected)
     assert all(jax.tree.leaves(same))
@@ -175,6 +180,14 @@ def test_the_convolutions_load_whatever_the_head_is(head: str, prefix: str) -> N
     for name in ("features.30.weight", "features.1.running_mean"):
         more = {**whole, prefix + name: np.ones((2, 2, 3, 3), np.float32)}
         assert f"{prefix + name}: unexpected" in listed(more, **options)
+
+
+def test_half_of_a_vggs_head_is_no_head_of_ones_own() -> None:
+    tensors = torchvision_tensors()
+    del tensors["classifier.6.bias"]
+    assert "classifier.6.bias: missing" in listed(tensors, include_top=None)
+    tensors = {**torchvision_tensors(), "loss.class_weights": np.ones(2)}
+    assert "loss.class_weights: unexpected" in listed(tensors, include_top=None)
 
 
 def test_two_nets_in_one_set_of_tensors_are_neither() -> None:

@@ -38,7 +38,7 @@ class Container:
     """
 
     path: str
-    entries: dict[str, dict[str, np.ndarray]]
+    entries: mapped_file.Entries
     format: str
     sha256: str
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -74,13 +74,13 @@ class Reader(NamedTuple):
 
     format: str
     recognises: Callable[[mapped_file.MappedFile], bool]
-    read: Callable[[mapped_file.MappedFile], dict[str, dict[str, np.ndarray]]]
+    read: Callable[[mapped_file.MappedFile], mapped_file.Entries]
     metadata: Callable[[mapped_file.MappedFile], dict[str, str]] = lambda _: {}
 
 
 def _one_set(
     read: Callable[[mapped_file.MappedFile], dict[str, np.ndarray]],
-) -> Callable[[mapped_file.MappedFile], dict[str, dict[str, np.ndarray]]]:
+) -> Callable[[mapped_file.MappedFile], mapped_file.Entries]:
     return lambda file: {"": read(file)}
 
 

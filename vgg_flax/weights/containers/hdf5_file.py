@@ -58,7 +58,7 @@ def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
 
 
 def _ask(file: mapped_file.MappedFile) -> dict[str, Any]:
-    answer = LISTER.ask(file.path)
+    answer = LISTER.ask(file.path, file.parts_limit)
     if "refused" in answer:
         raise WeightsError(f"{file.path}: {answer['refused']}")
     if "damaged" in answer:
@@ -74,14 +74,15 @@ class _Lister:
         self.process: subprocess.Popen[str] | None = None
         self._owner = 0  # a forked process must not share our pipes
 
-    def ask(self, path: pathlib.Path) -> dict[str, Any]:
+    def ask(self, path: pathlib.Path, limit: int) -> dict[str, Any]:
         """The listing of a file; `{"damaged": why}` if it ends the process."""
         with self._lock:
             process = self._running()
             line, timer = "", threading.Timer(_SECONDS, process.kill)
             timer.start()
             try:
-                print(json.dumps(str(path.absolute())), file=process.stdin, flush=True)
+                question = {"path": str(path.absolute()), "limit": limit}
+                print(json.dumps(question), file=process.stdin, flush=True)
                 line = process.stdout.readline() if process.stdout else ""
             except BrokenPipeError:
                 pass

@@ -2,9 +2,10 @@
 
 libhdf5 is written in C and takes files at their word: about one damaged file in ten
 thousand ends the process. So `hdf5_file` runs this file in a process of its own and
-reads the numbers itself. It says `ready`; then a path a line comes in, as JSON, and an
-answer a line goes out: `{"datasets": [...], "texts": {...}}`, the latter the root's
-attributes that are text, or `{"damaged": why}`, or `{"refused": why}`.
+reads the numbers itself. It says `ready`; then a question a line comes in, as JSON,
+`{"path": of the file, "limit": of its parts}`, and an answer a line goes out:
+`{"datasets": [...], "texts": {...}}`, the latter the root's attributes that are text,
+or `{"damaged": why}`, or `{"refused": why}`.
 """
 
 import json
@@ -19,8 +20,6 @@ from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 _MEMORY_LIMIT = 4 << 30  # bytes of addresses; listing takes a few hundred MB of them
 _DEPTH_LIMIT = 32  # of groups in groups; libhdf5 takes longer the deeper they are
-# As of `mapped_file`, which this program has not.
-_PARTS_FLOOR, _PART_BYTES, _PARTS_LIMIT = 2000, 128, 200_000
 _DEFLATE, _SHUFFLE = 1, 2  # libhdf5's numbers of its filters
 _LEAVE_OUT_KINDS = "SUO"  # strings and references
 
@@ -29,11 +28,14 @@ class Refused(Exception):
     """A sound file that holds what is not read."""
 
 
-def list_file(path: str) -> dict[str, Any]:
-    """What a file holds: `datasets` and `texts`, as `main` answers."""
+def list_file(path: str, limit: int) -> dict[str, Any]:
+    """What a file holds: `datasets` and `texts`, as `main` answers.
+
+    Args:
+      path: of the file.
+      limit: of its groups and data sets, and of their chunks.
+    """
     with h5py.File(path, "r") as opened:
-        size = opened.id.get_filesize()
-        limit = min(_PARTS_FLOOR + size // _PART_BYTES, _PARTS_LIMIT)
         return {"datasets": list_datasets(opened, limit), "texts": list_texts(opened)}
 
 
@@ -156,7 +158,7 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         try:
-            answer = list_file(json.loads(line))
+            answer = list_file(**json.loads(line))
         except Refused as error:
             answer = {"refused": str(error)}
         # The types by which h5py passes on what libhdf5 finds wrong.

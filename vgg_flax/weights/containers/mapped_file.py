@@ -28,6 +28,9 @@ _UNFOLD_FLOOR = 64 << 20
 _PART_BYTES = 128
 _PARTS_FLOOR, _PARTS_LIMIT = 2000, 200_000
 
+# Sets of arrays, by the names that the file gives the sets ("" to an only one).
+Entries = dict[str, dict[str, np.ndarray]]
+
 
 class MappedFile:
     """A file's content.

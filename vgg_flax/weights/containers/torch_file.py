@@ -46,10 +46,7 @@ def is_legacy(file: mapped_file.MappedFile) -> bool:
     return head[:1] == b"\x80" and _LEGACY_MAGIC in head
 
 
-Entries = dict[str, dict[str, np.ndarray]]
-
-
-def read_zip(file: mapped_file.MappedFile) -> Entries:
+def read_zip(file: mapped_file.MappedFile) -> mapped_file.Entries:
     """The state dicts of a file of torch 1.6 or later; what is stored are views.
 
     By where they lie in the pickle, as of `torch_entries`; what is no tensor is
@@ -68,7 +65,7 @@ def read_zip(file: mapped_file.MappedFile) -> Entries:
     return _make_arrays(file, entries, contents)
 
 
-def read_legacy(file: mapped_file.MappedFile) -> Entries:
+def read_legacy(file: mapped_file.MappedFile) -> mapped_file.Entries:
     """The state dicts, as for `read_zip`, of a file of torch before 1.6, as views.
 
     Five pickles (magic number, version, system, the object, the storages' keys), then
@@ -188,9 +185,9 @@ def _make_arrays(
     file: mapped_file.MappedFile,
     entries: dict[str, dict[str, torch_pickle.Tensor]],
     contents: dict[str, np.ndarray],
-) -> Entries:
+) -> mapped_file.Entries:
     file.check_parts(sum(map(len, entries.values())), "tensors")
-    arrays: Entries = {}
+    arrays: mapped_file.Entries = {}
     for place, tensors in entries.items():
         arrays[place] = {}
         for name, tensor in tensors.items():

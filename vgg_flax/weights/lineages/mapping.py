@@ -63,7 +63,7 @@ def to_weights(
       metadata: of the file, if we wrote it: the card is in it.
       variant: instead of the one that the names say ("vgg11_lrn" has A's names).
       include_top: False: without FC layers, `head="none"`; None: with them, if they
-        are there and are numbers.
+        are there, a VGG's, and numbers.
       num_classes: other than the file's: fc8 starts anew, with its initialiser.
       preprocessing: as of `pixels.find`, instead of what the file tells.
       crop_size: as of `ModelCard.with_sizes`, like the next one.
@@ -78,7 +78,8 @@ def to_weights(
     match, entry = recognition.recognise(tensors), metadata_lib.read(metadata or {})
     if include_top is None:
         is_nan = recognition.top_is_nan(match, tensors)
-        include_top = match.head != "none" and not is_nan
+        is_own = recognition.has_own_head(match)
+        include_top = match.head != "none" and not is_nan and not is_own
     written = None if entry is None else entry.card
     if written is not None:
         match = dataclasses.replace(match, variant=written.variant)
@@ -214,8 +215,10 @@ def _choose(
     left_out: list[str] = []
     if head == "none":
         of_head = {name for name in unexpected if recognition.is_of_head(layout, name)}
-        left_out = sorted(chosen[name] for name in of_head)
         unexpected -= of_head
+        if recognition.has_own_head(match):
+            of_head |= tops & match.names.keys()
+        left_out = sorted(match.names[name] for name in of_head)
     problems = [f"{s.foreign}: missing" for s in wanted if s.foreign not in chosen]
     problems += [f"{chosen[name]}: unexpected" for name in sorted(unexpected)]
     if problems:

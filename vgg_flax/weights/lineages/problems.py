@@ -34,7 +34,7 @@ def _likely_cause(match: Match, tensors: Tensors, problems: Sequence[str]) -> st
     others = [found[problem] for problem in problems if problem in found]
     is_head = all(recognition.is_of_head(match.layout, name) for name in others)
     if is_head and missing <= tops and (missing or others):
-        return f"Its head is not that of a VGG: use {_WITHOUT_TOP}"
+        return f"Its head is not that of a VGG, or not whole: use {_WITHOUT_TOP}"
     by_names = recognition.recognise(tensors)
     if by_names.variant != match.variant:
         return f"By its names the file is a {by_names.variant}"

@@ -153,6 +153,13 @@ def top_slots(match: Match) -> list[Slot]:
     return [slot for slot in every if slot.layer.startswith("fc")]
 
 
+def has_own_head(match: Match) -> bool:
+    """Whether there is a head that is none of a VGG, and none of a VGG's whole."""
+    tops = {slot.foreign for slot in top_slots(match)}
+    others = {name for name in match.names if is_of_head(match.layout, name)} - tops
+    return bool(others) and not tops <= match.names.keys()
+
+
 def top_is_nan(match: Match, tensors: Tensors) -> bool:
     """Whether the FC layers are there and all NaN: a features-only file."""
     tops = [
