@@ -11,12 +11,14 @@ import pytest
 
 from vgg_flax.model import convolution
 
-# Batch, height, width, in, out, the kernel's sides, padding. The first four are large
-# enough for blocks: of images with a rest, of an image's rows with a rest, of a layer's
-# 1x1, of a large window sliding over few pixels. The others are XLA's, or tiny.
+# Batch, height, width, in, out, the kernel's sides, padding. The first four have enough
+# to do for Winograd's: in one go, in blocks with a rest of images, odd, as strips of a
+# large image with a rest of rows. The others are XLA's, or tiny.
 SHAPES = {
-    "a rest of images": (31, 8, 8, 128, 4, 3, "SAME"),
-    "blocks of rows": (2, 34, 32, 112, 4, 3, "SAME"),
+    "one block": (8, 16, 16, 64, 32, 3, "SAME"),
+    "a rest of images": (13, 34, 24, 72, 16, 3, "SAME"),
+    "odd": (7, 31, 33, 72, 16, 3, "SAME"),
+    "strips": (1, 70, 4001, 16, 16, 3, "SAME"),
     "1x1": (9, 20, 20, 600, 2, 1, "SAME"),
     "sliding": (2, 17, 16, 96, 2, 7, "VALID"),
     "small": (3, 13, 40, 3, 8, 3, "SAME"),
@@ -101,7 +103,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["sliding", "a rest of images"])
+@pytest.mark.parametrize("name", ["odd", "a rest of images"])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transformations_apply(transform: str, name: str) -> None:
     with jax.enable_x64(True):
@@ -124,8 +126,34 @@ def test_vmap_applies(axes: tuple[int | None, int | None]) -> None:
         assert_close(*both(mapped, padding, x, kernel), 1e-12)
 
 
+def test_replicas_sum_the_gradient_of_a_shared_kernel_once() -> None:
+    """By `shard_map`, which sums it itself, and by `pmap`, where that is asked for."""
+    x, kernel, padding = operands("a rest of images", "float32")
+    x = x[:8]
+    expected = jax.jit(gradient(lambda x, k: plain(x, k, padding) ** 2))(x, kernel)
+    step = gradient(lambda x, k: convolution.convolve(x, k, padding) ** 2)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("replicas",))
+    images, every = jax.P("replicas"), jax.P()
+    sharded = jax.shard_map(
+        step, mesh=mesh, in_specs=(images, every), out_specs=(images, every)
+    )
+    assert_close(jax.jit(sharded)(x, kernel), expected, 1e-4)
+    parts = x.reshape(2, 4, *x.shape[1:])
+    by_x, by_kernel = jax.pmap(step, in_axes=(0, None))(parts, kernel)
+    assert_close((by_x.reshape(x.shape), by_kernel.sum(0)), expected, 1e-4)
+
+
+def test_an_explicit_mesh_gets_xlas_own() -> None:
+    x, kernel, padding = operands("one block", "float32")
+    mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        cut = jax.device_put(x, jax.NamedSharding(mesh, jax.P("d")))
+        y = jax.jit(lambda x, k: convolution.convolve(x, k, padding))(cut, kernel)
+    assert_close(y, plain(x, kernel, padding), 1e-4)
+
+
 def test_bfloat16_is_xlas_own() -> None:
-    """A sum over blocks in bfloat16 would lose what one matmul keeps."""
+    """Sums of four pixels in bfloat16 would lose what one matmul keeps."""
     x, kernel, padding = operands("a rest of images", "bfloat16")
     assert_close(*both(gradient, padding, x, kernel), 0)
 
@@ -143,7 +171,7 @@ def test_an_export_may_leave_the_batch_open() -> None:
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("name", ["blocks of rows", "1x1", "sliding", "tiny"])
+@pytest.mark.parametrize("name", ["one block", "a rest of images", "1x1", "tiny"])
 def test_other_platforms_get_the_plain_convolution(platform: str, name: str) -> None:
     """For the two gradients and the result, and no loop."""
     x, kernel, padding = operands(name, "float32")

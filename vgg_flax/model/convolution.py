@@ -2,19 +2,22 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from vgg_flax.model import winograd
 
 # On CPU XLA's convolution of a 2x2 map, which is stage 5 of every net at 32 pixels,
-# takes up to 80 times as long as a matmul of its columns, at 1x1 ten times; from 3x3
-# on it is as fast or faster (measured with jax 0.10.2 and 0.12.0.1).
+# takes up to 80 times as long as a matmul of its columns, at 1x1 ten times.
 _TINY = 2
-# Bytes of columns that a block of the kernel's gradient makes: they are to stay in a
-# core's cache until the matmul that follows. 0.5 to 4 MiB are within a fifth.
-_BLOCK_BYTES = 1 << 20
-# With fewer blocks XLA's own gradient is as fast or faster (the default recipe's).
-_FEW_BLOCKS = 8
+# With fewer multiply-adds XLA's own is soon done too, and sooner compiled.
+_FEW_PRODUCTS = 1 << 26
+# With fewer channels Winograd's transforms cost what it saves (conv1_1).
+_FEW_CHANNELS = 16
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
@@ -35,22 +38,25 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
     if padding == "SAME" and max(x.shape[1:3]) <= _TINY:
         direct = functools.partial(_direct, padding=padding)
         return jax.lax.platform_dependent(x, kernel, cpu=_by_columns, default=direct)
-    if _makes_many_blocks(x, kernel):
-        return _blocked(padding, x, kernel)
+    if padding == "SAME" and _is_for_winograd(x, kernel):
+        return _bind(_convolution, x, kernel)
     return _direct(x, kernel, padding)
 
 
-def _makes_many_blocks(x: jax.Array, kernel: jax.Array) -> bool:
-    # In fewer bits than float32 the blocks' sum would lose what one matmul keeps.
-    if x.dtype not in (jnp.float32, jnp.float64):
+def _is_for_winograd(x: jax.Array, kernel: jax.Array) -> bool:
+    # In fewer bits than float32 the transforms would lose what one matmul keeps.
+    if kernel.shape[:2] != (3, 3) or x.dtype not in (jnp.float32, jnp.float64):
         return False
-    sizes = (*x.shape[:3], *kernel.shape[:3], x.dtype.itemsize)
+    sizes = (*x.shape, *kernel.shape)
     if not all(isinstance(size, int) for size in sizes):  # left open by an export
         return False
-    return math.prod(sizes) >= _FEW_BLOCKS * _BLOCK_BYTES
+    if any(jax.typeof(x).sharding.spec):  # of an explicit mesh: XLA's has rules
+        return False
+    products = math.prod(x.shape[:3]) * math.prod(kernel.shape)
+    return products >= _FEW_PRODUCTS and min(kernel.shape[2:]) >= _FEW_CHANNELS
 
 
-def _direct(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+def _direct(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -58,90 +64,107 @@ def _direct(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
 
 def _by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Padded: a matmul of what each window sees, `[B, H, W, h w in]`."""
-    around = [(0, 0), *((side // 2, side // 2) for side in kernel.shape[:2]), (0, 0)]
-    columns = _columns(jnp.pad(x, around), kernel.shape)
-    return columns @ kernel.reshape(-1, kernel.shape[-1])
+    (rows, columns), (height, width) = kernel.shape[:2], x.shape[1:3]
+    around = [(0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)]
+    padded = jnp.pad(x, around)
+    seen = [
+        padded[:, i : i + height, j : j + width]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _columns(padded: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
-    """What each window sees: `[B, H, W, in]` -> `[B, H - h + 1, W - w + 1, h w in]`."""
-    rows, columns = kernel_shape[:2]
-    height, width = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
-    return jnp.concatenate(
-        [
-            padded[:, i : i + height, j : j + width]
-            for i in range(rows)
-            for j in range(columns)
-        ],
-        axis=-1,
-    )
+# Winograd's on CPUs and XLA's elsewhere, as primitives of JAX: only a primitive may say
+# how it is transposed and keep forward mode and `vmap`. The gradient by the images is
+# a convolution too, twice as fast as what JAX would derive. Both are linear in each of
+# their operands, and are each other's transposes:
+_convolution = Primitive("convolution_3x3")  # x, kernel -> y, padded
+_correlation = Primitive("correlation_3x3")  # x, y's cotangent -> the kernel's
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _blocked(padding: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's convolution, whose derivative by the kernel is made for CPU caches.
-
-    XLA's gradient of the kernel took more than half of a VGG16 training step on CPUs.
-    As a tangent it is linear in the kernel, so every transformation of JAX applies,
-    and what JAX derives from it for reverse mode is a scan that adds small matmuls.
-    """
-    return _direct(x, kernel, padding)
-
-
-@_blocked.defjvp
-def _blocked_jvp(
-    padding: str,
-    primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    by_kernel = jax.lax.platform_dependent(
-        x,
-        dkernel,
-        cpu=functools.partial(_by_blocks, padding=padding),
-        default=functools.partial(_direct, padding=padding),
-    )
-    return _blocked(padding, x, kernel), _blocked(padding, dx, kernel) + by_kernel
+def _bind(primitive: Primitive, a: jax.Array, b: jax.Array) -> jax.Array:
+    # Within `shard_map` both are to vary over the same axes, as JAX's own operands do.
+    over_a, over_b = (jax.typeof(v).manual_axis_type.varying for v in (a, b))
+    if over_b - over_a:
+        a = jax.lax.pcast(a, tuple(over_b - over_a), to="varying")
+    if over_a - over_b:
+        b = jax.lax.pcast(b, tuple(over_a - over_b), to="varying")
+    return primitive.bind(a, b)
 
 
-def _by_blocks(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
-    """The same convolution as a scan over blocks of images or of an image's rows.
+def _turned(kernel: jax.Array) -> jax.Array:
+    """The kernel that takes a cotangent back to the images."""
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
-    Checkpointed: for the transpose x is kept, and neither its columns nor its padding.
-    """
-    batch, height, width, channels = x.shape
-    margins = [side // 2 if padding == "SAME" else 0 for side in kernel.shape[:2]]
-    out_height = height + 2 * margins[0] - kernel.shape[0] + 1
-    out_width = width + 2 * margins[1] - kernel.shape[1] + 1
-    row_bytes = out_width * math.prod(kernel.shape[:3]) * x.dtype.itemsize
-    rows = min(out_height, max(1, _BLOCK_BYTES // row_bytes))
-    images = min(batch, max(1, _BLOCK_BYTES // (row_bytes * out_height)))
-    across, down = -(-batch // images), -(-out_height // rows)
-    seen = (images, rows + kernel.shape[0] - 1, width + 2 * margins[1], channels)
 
-    @jax.checkpoint
-    def all_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        last = across * images - batch, down * rows - out_height
-        padded = jnp.pad(
-            x,
-            (
-                (0, last[0]),
-                (margins[0], margins[0] + last[1]),
-                (margins[1], margins[1]),
-                (0, 0),
-            ),
+def _by_kernel(
+    convolution: Callable[..., jax.Array], x: jax.Array, y: jax.Array
+) -> jax.Array:
+    """The kernel's cotangent of that convolution."""
+    kernel = jax.typeof(x).update(shape=(3, 3, x.shape[-1], y.shape[-1]))
+    return jax.linear_transpose(functools.partial(convolution, x), kernel)(y)[0]
+
+
+def _define(
+    primitive: Primitive,
+    shape: Callable[..., tuple[int, ...]],
+    by_winograd: Callable[..., jax.Array],
+    direct: Callable[..., jax.Array],
+) -> None:
+    """All that JAX asks of a primitive, but for its derivatives."""
+
+    def of_each(
+        operands: tuple[jax.Array, jax.Array], axes: tuple[int | None, int | None]
+    ) -> tuple[jax.Array, int]:
+        mapped = [axis is not None for axis in axes]
+        a, b = (
+            operand if axis is None else jnp.moveaxis(operand, axis, 0)
+            for operand, axis in zip(operands, axes, strict=True)
         )
+        if primitive is _convolution and mapped == [True, False]:
+            y = _bind(primitive, a.reshape(-1, *a.shape[2:]), b)
+            return y.reshape(*a.shape[:2], *y.shape[1:]), 0
 
-        @jax.checkpoint
-        def block(part: jax.Array, kernel: jax.Array) -> jax.Array:
-            return _columns(part, kernel.shape) @ kernel.reshape(-1, kernel.shape[-1])
+        # Several kernels, or gradients by them: as XLA has it, or one by one.
 
-        def step(_: None, index: jax.Array) -> tuple[None, jax.Array]:
-            start = (index // down * images, index % down * rows, 0, 0)
-            return None, block(jax.lax.dynamic_slice(padded, start, seen), kernel)
+        def one_by_one(*operands: jax.Array) -> jax.Array:
+            def one(index: jax.Array) -> jax.Array:
+                parts = zip(operands, mapped, strict=True)
+                return _bind(primitive, *(v[index] if m else v for v, m in parts))
 
-        _, y = jax.lax.scan(step, None, jnp.arange(across * down))
-        y = y.reshape(across, down, images, rows, out_width, -1).swapaxes(1, 2)
-        return y.reshape(across * images, down * rows, out_width, -1)
+            return jax.lax.map(one, jnp.arange(len(operands[mapped.index(True)])))
 
-    return all_blocks(x, kernel)[:batch, :out_height]
+        together = jax.vmap(direct, tuple(0 if m else None for m in mapped))
+        return jax.lax.platform_dependent(a, b, cpu=one_by_one, default=together), 0
+
+    primitive.def_impl(jax.jit(primitive.bind))
+    primitive.def_abstract_eval(lambda a, b: a.update(shape=shape(a, b)))
+    batching.primitive_batchers[primitive] = of_each
+    for platform, function in ((None, direct), ("cpu", by_winograd)):
+        lowering = mlir.lower_fun(function, multiple_results=False)
+        mlir.register_lowering(primitive, lowering, platform=platform)
+
+
+_define(
+    _convolution,
+    lambda x, kernel: (*x.shape[:3], kernel.shape[3]),
+    winograd.convolve,
+    _direct,
+)
+_define(
+    _correlation,
+    lambda x, y: (3, 3, x.shape[3], y.shape[3]),
+    functools.partial(_by_kernel, winograd.convolve),
+    functools.partial(_by_kernel, _direct),
+)
+ad.defbilinear(
+    _convolution,
+    lambda y, x, kernel: _bind(_convolution, y, _turned(kernel)),
+    lambda y, x, kernel: _bind(_correlation, x, y),
+)
+ad.defbilinear(
+    _correlation,
+    lambda kernel, x, y: _bind(_convolution, y, _turned(kernel)),
+    lambda kernel, x, y: _bind(_convolution, x, kernel),
+)
