@@ -47,16 +47,18 @@ def max_pool(x: jax.Array) -> jax.Array:
     """2x2 windows, stride 2, an odd last row or column dropped: `[B, H, W, C]`.
 
     On TPUs, which would move the whole map to take it apart, a window reduction;
-    elsewhere reshape and max, which is 1.4 times as fast in a whole VGG16 forward on
-    CPU, and whose gradient also compiles under deterministic GPU operations. Of equals
-    the first one takes the gradient.
+    elsewhere the largest of four views, whose gradient also compiles under
+    deterministic GPU operations. On CPUs jaxlib 0.10 would fuse a reduction with fc6's
+    matmul and take 1.1 s for both at a batch of eight, where they take 0.06 s. Of
+    equals the first one takes the gradient.
     """
     return jax.lax.platform_dependent(x, tpu=_window_max, default=_block_max)
 
 
 def average_pool(x: jax.Array) -> jax.Array:
     """The mean where `max_pool` has the maximum."""
-    return _blocks(x).mean(axis=(2, 4))
+    (a, b), (c, d) = _corners(x)
+    return (a + b + c + d) / 4
 
 
 def _window_max(x: jax.Array) -> jax.Array:
@@ -70,9 +72,16 @@ def _blocks(x: jax.Array) -> jax.Array:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels)
 
 
+def _corners(x: jax.Array) -> list[list[jax.Array]]:
+    """The windows' upper left, upper right; lower left, lower right pixels."""
+    blocks = _blocks(x)
+    return [[blocks[:, :, i, :, j] for j in (0, 1)] for i in (0, 1)]
+
+
 @jax.custom_jvp
 def _block_max(x: jax.Array) -> jax.Array:
-    return _blocks(x).max(axis=(2, 4))
+    (a, b), (c, d) = _corners(x)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
 @_block_max.defjvp
@@ -88,7 +97,7 @@ def _block_max_jvp(
     allowed to write over the same map: jaxlib 0.12's were up to 90% off.
     """
     (x,), (tangent,) = primals, tangents
-    (a, b), (c, d) = ([_blocks(x)[:, :, i, :, j] for j in (0, 1)] for i in (0, 1))
+    (a, b), (c, d) = _corners(x)
     upper = jnp.maximum(a, b) >= jnp.maximum(c, d)
     place = jnp.where(upper, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
     place = jax.lax.optimization_barrier(place.astype(jnp.int8))
