@@ -21,9 +21,9 @@ def get_config() -> config.Config:
         ),
         data=config.DataConfig(
             name="folder",
-            train_split="train[:90%]",
-            validation_split="train[90%:]",
-            test_split="test",
+            train_split="auto",
+            validation_split="auto",
+            test_split="auto",
             batch_size=32,
             eval_batch_size=32,
             train_view="resized_crop",

@@ -45,7 +45,7 @@ OWNERS = {  # top-level package -> the only files that import it
         "weights/containers/writers",
     },
     "huggingface_hub": {"weights/hub"},
-    "pyarrow": {"evaluation/tables", "inference/extraction"},
+    "pyarrow": {"data/table", "evaluation/tables", "inference/extraction"},
     "requests": {"weights/download"},
     "tensorflow": set(),
     "torch": set(),

@@ -141,6 +141,27 @@ def test_splits_can_be_added(digits: config.DataConfig):
     assert pairs_of(both) == pairs_of(test)[-3:] + pairs_of(first)[:2]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_of_one_have_the_examples_of_larger_ones(processes: int):
+    split = numbered(5)
+    whole = train(settings(batch_size=2 * processes), split, steps=6)
+    parts = [
+        train(
+            settings(batch_size=processes),
+            split,
+            steps=12,
+            shard=Shard(process, processes),
+        )
+        for process in range(processes)
+    ]
+    in_turn = [batch for step in zip(*parts, strict=True) for batch in step]
+    assert all(len(batch["label"]) == 1 for batch in in_turn)
+    np.testing.assert_array_equal(
+        np.concatenate([batch["label"] for batch in in_turn]),
+        np.concatenate([batch["label"] for batch in whole]),
+    )
+
+
 def test_each_record_has_a_key_that_says_where_it_is_from(digits: config.DataConfig):
     split = splits_lib.open_split(digits, "train[90%:]", 10)
     keys = [record["key"] for record in records_of(split)]

@@ -1,8 +1,11 @@
 """Plain folders of images: their layout, order, labels and errors."""
 
+import dataclasses
 import io
+import os
 import pathlib
 import re
+import socket
 
 import numpy as np
 import PIL.Image
@@ -376,3 +379,70 @@ def test_an_impossible_validation_number_is_named(number: int, tmp_path: pathlib
         write_image(tmp_path / "val" / validation(present))
     with pytest.raises(folder.FolderError, match=rf"image number {number};.*50000"):
         listed(tmp_path, "val", 1000)
+
+
+# Splits by other names, and what is no image
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev"])
+@pytest.mark.parametrize("asked", ["validation", "val"])
+def test_validation_is_found_by_each_of_its_names(
+    name: str, asked: str, tmp_path: pathlib.Path
+):
+    write_split(tmp_path, "train", cat=2, dog=2)
+    write_split(tmp_path, name, cat=1, dog=1)
+    assert len(keys(tmp_path, asked, 2)) == 2
+    assert len(keys(tmp_path, f"{asked}[:1]+train", 2)) == 5
+
+
+def test_of_two_validations_none_is_chosen(tmp_path: pathlib.Path):
+    for split in ("train", "val", "valid"):
+        write_split(tmp_path, split, cat=1, dog=1)
+    with pytest.raises(DataError, match=r"validation is not a .*train, val, valid"):
+        keys(tmp_path, "validation", 2)
+
+
+AUTO: dict[str, tuple[tuple[str, ...], tuple[str, str, str]]] = {
+    "train alone": (("train",), ("train[:90%]", "train[90%:]", "")),
+    "with test": (("train", "test"), ("train[:90%]", "train[90%:]", "test")),
+    "with val": (("train", "val"), ("train", "val", "")),
+    "all": (("train", "valid", "test"), ("train", "valid", "test")),
+}
+
+
+@pytest.mark.parametrize("case", AUTO)
+def test_auto_is_what_there_is(case: str, tmp_path: pathlib.Path):
+    there, expected = AUTO[case]
+    for split in there:
+        write_split(tmp_path, split, cat=1, dog=1)
+    data = dataclasses.replace(
+        settings(tmp_path),
+        train_split="auto",
+        validation_split="auto",
+        test_split="auto",
+    )
+    found = splits.resolved(data)
+    assert (found.train_split, found.validation_split, found.test_split) == expected
+
+
+def test_auto_never_trains_on_what_it_validates_with(tmp_path: pathlib.Path):
+    write_split(tmp_path, "train", cat=2, dog=2)
+    whole = dataclasses.replace(settings(tmp_path), train_split="train")
+    with pytest.raises(DataError, match="leaves nothing of train"):
+        splits.resolved(dataclasses.replace(whole, validation_split="auto"))
+    auto = dataclasses.replace(whole, train_split="auto")
+    with pytest.raises(DataError, match=r"--config.data.train_split='train\[:90%\]'"):
+        splits.resolved(dataclasses.replace(auto, validation_split="train[80%:]"))
+    with pytest.raises(DataError, match="is what a folder or a table has"):
+        splits.resolved(dataclasses.replace(auto, name="digits"))
+
+
+def test_pipes_and_devices_are_no_images(tmp_path: pathlib.Path):
+    write_split(tmp_path, "train", cat=2, dog=2)
+    os.mkfifo(tmp_path / "train/cat/pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "train/dog/socket.png"))
+        opened = splits.open_split(settings(tmp_path), "train", 2)
+    assert len(opened) == 4
+    (remark,) = opened.remarks
+    assert "1 .jpg that is no file, 1 .png that is no file" in remark

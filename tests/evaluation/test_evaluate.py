@@ -341,6 +341,12 @@ def test_classes_that_the_data_lack_are_told(photos: str) -> None:
     assert opened(photos, alike).split.remarks == ()
 
 
+def test_the_order_that_is_assumed_is_told(photos: str) -> None:
+    net = tiny_net(num_classes=4).replace(class_names=())
+    (said,) = opened(photos, net).split.remarks
+    assert "taken to be, from 0 on, 'a', 'c', 'd', 'j' (--classes FILE" in said
+
+
 def test_classes_that_the_net_does_not_have_are_named(photos: str) -> None:
     net = tiny_net().replace(class_names=tuple("abcdefghik"))
     with pytest.raises(DataError, match=r"4 classes .* the net's 10: .* know 'j', and"):
@@ -728,7 +734,8 @@ def in_the_middle(root: pathlib.Path, act: Callable[[], object]) -> None:
     record = splits.open_folder(str(root), 10).records[0]
     pipe = pathlib.Path(record["key"])
     pipe.unlink()
-    os.mkfifo(pipe)
+    os.mkfifo(root.parent / "pipe")  # itself it would be no image
+    pipe.symlink_to(root.parent / "pipe")
 
     def serve() -> None:
         for number in itertools.count():

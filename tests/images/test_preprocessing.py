@@ -1,5 +1,6 @@
 """Decoding, views and normalisation against Pillow, NumPy and hand numbers."""
 
+import dataclasses
 import io
 import itertools
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import samples
 import sklearn.datasets
@@ -247,6 +249,99 @@ BROKEN = {
 def test_broken_bytes_are_an_image_error(data: bytes, channels: int):
     with pytest.raises(codec.ImageError, match=f"decode {len(data)} bytes"):
         codec.decode(data, channels)
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_photos_are_turned_as_exif_says_where_that_is_asked_for(
+    tag: int, file_format: str
+):
+    picture = PIL.Image.fromarray(noise(24, 40))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = tag
+    data = encode(picture, file_format, exif=exif)
+    with PIL.Image.open(io.BytesIO(data)) as opened:
+        upright = PIL.ImageOps.exif_transpose(opened)
+        np.testing.assert_array_equal(
+            codec.decode(data, 3, "exif"), np.asarray(upright.convert("RGB"))
+        )
+        np.testing.assert_array_equal(
+            codec.open_image(opened, 3, "exif"), np.asarray(upright.convert("RGB"))
+        )
+    assert upright.size == ((24, 40) if tag > 4 else (40, 24))
+    np.testing.assert_array_equal(codec.decode(data), pillow(data))  # as it was
+    turned = dataclasses.replace(RGB, orientation="exif", test_scale=8, crop_size=8)
+    expected = turned.test_view(np.asarray(upright.convert("RGB")))
+    np.testing.assert_array_equal(turned.test_view(data), expected)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12",
+        b"Exif\0\0II*\0abcdef",
+    ],
+)
+def test_broken_exif_says_nothing(exif: bytes):
+    picture = PIL.Image.fromarray(noise(8, 12))
+    data, plain = encode(picture, "JPEG", exif=exif), encode(picture, "JPEG")
+    np.testing.assert_array_equal(codec.decode(data, 3, "exif"), pillow(plain))
+
+
+def tiff(bits: int, samples: np.ndarray, kind: int = 1) -> bytes:
+    """Grey, uncompressed: samples of 12, 16 or 32 bits, of TIFF's sample format."""
+    height, width = samples.shape
+    if bits == 12:  # two in three bytes
+        pairs = samples.reshape(-1, 2).astype(np.uint32)
+        whole = pairs[:, 0] << 12 | pairs[:, 1]
+        content = b"".join(int(pair).to_bytes(3, "big") for pair in whole)
+    else:
+        content = samples.tobytes()
+    fields = [(256, width), (257, height), (258, bits), (259, 1), (262, 1)]
+    fields += [(273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, height)]
+    fields += [(279, len(content)), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    header = b"II*\0" + struct.pack("<IH", 8, len(fields))
+    return header + entries + bytes(4) + content
+
+
+def test_of_twelve_bits_the_upper_eight_are_kept():
+    """As of 16: 4095 is white."""
+    samples = np.linspace(0, 4095, 6 * 8).round().astype(np.uint16).reshape(6, 8)
+    np.testing.assert_array_equal(
+        codec.decode(tiff(12, samples), 1)[..., 0], samples >> 4
+    )
+    wide = (samples * 16).astype("<u2")
+    np.testing.assert_array_equal(codec.decode(tiff(16, wide), 1)[..., 0], wide >> 8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("<u4", 1), ("<i4", 2), ("<i2", 2), ("<f4", 3)]
+)
+def test_other_samples_are_an_error_and_no_black_picture(dtype: str, kind: int):
+    samples = np.arange(6 * 8).reshape(6, 8).astype(dtype)
+    data = tiff(samples.itemsize * 8, samples, kind)
+    with pytest.raises(codec.ImageError, match="expected unsigned ones of at most 16"):
+        codec.decode(data)
+    with pytest.raises(codec.ImageError, match="expected unsigned ones of at most 16"):
+        codec.open_image(PIL.Image.fromarray(np.ones((2, 2), np.float32)))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [3, None, [[1, 2]], {"image": 1}, np.ones((2, 2)), np.ones((0, 2, 3), "u1")],
+)
+def test_what_is_no_image_is_told_in_a_line(image: Any):
+    with pytest.raises(codec.ImageError, match="expected") as caught:
+        codec.open_image(image)
+    assert len(str(caught.value)) < 200
+
+
+def test_an_array_of_another_library_is_an_image():
+    image = noise(4, 6)
+    np.testing.assert_array_equal(codec.open_image(jax.numpy.asarray(image)), image)
 
 
 def claiming(file_format: str, side: int, mode: str = "RGB") -> bytes:
@@ -797,7 +892,7 @@ def test_a_test_view_is_of_a_path_bytes_a_picture_or_an_array(
         (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
         (np.zeros((1, 8, 8, 3), np.uint8), r"shape \(1, 8, 8, 3\)"),
         (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
-        (7, "expected an image's bytes, not 7"),
+        (7, "a int; expected a path, an image's bytes"),
     ],
 )
 def test_what_is_no_image_is_told(given: Any, said: str) -> None:

@@ -288,11 +288,12 @@ def test_a_signal_during_evaluation_loses_nothing(tmp_path: pathlib.Path) -> Non
     code, _, err = finish(start(whole, "", *flags))
     assert code == 0, err
 
-    # One validation image becomes a pipe: a reader of it is in the first evaluation.
+    # One validation image leads to a pipe: a reader of it is in the first evaluation.
     image = root / "val" / "light" / "7.png"
     data = image.read_bytes()
     image.unlink()
-    os.mkfifo(image)
+    os.mkfifo(tmp_path / "pipe")
+    image.symlink_to(tmp_path / "pipe")
     process = start(interrupted, "", *flags)
     with image.open("wb") as pipe:
         process.send_signal(signal.SIGTERM)
@@ -477,6 +478,39 @@ def test_undecodable_images_are_skipped_and_counted_when_asked(
     trained = [r for r in log.read_records(tmp_path / "skip") if r["split"] == "train"]
     assert sum(r["count"] for r in trained) == 30
     assert sum(r["skipped"] for r in trained) == 2
+
+
+def test_without_a_test_split_validations_result_is_the_last_line(
+    bare_config: config_lib.Config,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From a table of paths and labels, whose splits are taken as they are."""
+    rows = ["path,label,split"]
+    for i in range(24):
+        shade, label = (200, "light") if i % 2 else (50, "dark")
+        PIL.Image.new("L", (40, 40), shade).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{label},{'valid' if i > 15 else 'train'}")
+    (tmp_path / "photos.csv").write_text("\n".join(rows))
+    config = changed(
+        bare_config,
+        model__num_classes=0,
+        data__name="folder",
+        data__data_dir=str(tmp_path / "photos.csv"),
+        data__train_split="auto",
+        data__validation_split="auto",
+        data__test_split="auto",
+        data__batch_size=16,
+        data__eval_batch_size=8,
+        num_steps=2,
+    )
+    record = trainer.train_and_evaluate(config, tmp_path / "run")
+    assert (record["split"], record["count"], record["step"]) == ("validation", 8, 2)
+    out = capsys.readouterr().out
+    assert "examples: train 16 (train), validation 8 (valid)" in out
+    assert out.splitlines()[-1].startswith("validation top1 ")
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    assert "auto" not in json.dumps(saved)
 
 
 def test_init_from_takes_the_papers_layers_or_all_of_them(

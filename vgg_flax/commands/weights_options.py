@@ -1,6 +1,7 @@
 """The options that say which net WEIGHTS are, and the net that they give."""
 
 import argparse
+import dataclasses
 from typing import Any
 
 from vgg_flax import errors
@@ -14,6 +15,8 @@ _OPTIONS = (
     "std",
     "crop_size",
     "test_scale",
+    "orientation",
+    "classes",
     "sha256",
 )
 WHAT = "a run directory, a weight file, a URL, vgg16, timm/vgg16.tv_in1k"
@@ -33,6 +36,8 @@ def add(command: argparse.ArgumentParser) -> None:
     add("--std", type=_numbers, help="with it")
     add("--crop-size", type=int, help="side of the test view, instead of the weights'")
     add("--test-scale", type=int, help="Q, of which the crop is the centre; likewise")
+    add("--orientation", choices=("ignore", "exif"), help="exif: turn photos so")
+    add("--classes", metavar="FILE", help="their names, a line each, in its order")
     add("--sha256", help="what the file's must be")
     command.add_argument(
         "--compilation-cache",
@@ -63,13 +68,39 @@ def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
     compilation_cache.set_up(options.compilation_cache)
 
     given = {name: getattr(options, name) for name in _OPTIONS}
+    orientation, classes = given.pop("orientation"), given.pop("classes")
     net = loading.load(weights, **given, **partly)
+    if classes is not None:
+        net = _named(net, classes)
     pixels = net.preprocessing
+    if orientation is not None:
+        pixels = dataclasses.replace(pixels, orientation=orientation)
     console.say(
         f"loaded {net.variant} from {net.source}, sha256 {net.sha256}; test scale "
         f"{pixels.test_scale}, crop {pixels.crop_size}"
+        + ", turned as EXIF says"
+        * (pixels.orientation == "exif")
     )
-    return net
+    return net.replace(preprocessing=pixels)
+
+
+def _named(net: Any, file: str) -> Any:
+    """`net`, whose classes have the names in `file`."""
+    from vgg_flax import storage
+
+    try:
+        text = storage.expanded(file).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"--classes {file}: {error}") from error
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    count = net.model.num_classes
+    if len(found) != count or len(set(found)) != count:
+        raise errors.ConfigError(
+            f"--classes {file} has {len(found)} names, {len(set(found))} of them "
+            f"different, and the net {count} classes; expected a name a line, in the "
+            "order of its outputs"
+        )
+    return net.replace(class_names=found)
 
 
 def add_distributed(command: argparse.ArgumentParser) -> None:

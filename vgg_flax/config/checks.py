@@ -30,6 +30,11 @@ def check(config: Config) -> Config:
             "config.optimizer.schedule='plateau' watches the validation split, and "
             "config.data.validation_split is empty; give one, such as 'train[90%:]'"
         )
+    if not config.data.validation_split and not config.data.test_split:
+        raise ConfigError(
+            "config.data.validation_split and config.data.test_split are empty: "
+            "nothing would say what the net has learnt; give one of them"
+        )
     return config
 
 

@@ -87,19 +87,26 @@ class DataConfig:
     name: str = setting("imagenet2012", "a TFDS data set, or `folder`")
     data_dir: str = setting(
         "",
-        "TFDS' data_dir (empty: ~/tensorflow_datasets), or the folder that holds "
-        "SPLIT/CLASS/*",
+        "TFDS' data_dir (empty: ~/tensorflow_datasets), the folder that holds "
+        "SPLIT/CLASS/*, or a .csv, .tsv or .parquet with columns path, label, split",
         free_on_resume=True,
     )
     train_split: str = setting(
-        "train[:99%]", "what is trained on, in TFDS' split language"
+        "train[:99%]",
+        "what is trained on, in TFDS' split language; `auto`, of a folder or a table: "
+        "`train`, without its last tenth where that is for validation",
     )
     validation_split: str = setting(
         "train[99%:]",
         "decides which checkpoint is the best, and when the plateau schedule decays; "
-        "empty: none",
+        "empty: none; `auto`: `validation`, `valid`, `val` or `dev`, or `train`'s last "
+        "tenth where there is none",
     )
-    test_split: str = setting("validation", "evaluated once, after the last step")
+    test_split: str = setting(
+        "validation",
+        "evaluated once, after the last step; empty: none, validation's result is the "
+        "last then; `auto`: `test`, or none",
+    )
     batch_size: int = setting(
         256, "examples a training step, over all devices of all processes", low=1
     )
@@ -108,6 +115,14 @@ class DataConfig:
         "examples a step of validation and test, over all devices",
         low=1,
         free_on_resume=True,
+    )
+    orientation: str = setting(
+        "ignore",
+        "whether photos are turned as the camera noted it",
+        choices={
+            "ignore": "as they are stored (torchvision's, ImageNet's results)",
+            "exif": "as EXIF says; in testing and in all that loads the run, too",
+        },
     )
     train_view: str = setting(
         "resized_crop",

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,7 +147,7 @@ class _Reshuffled:
         self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def __len__(self) -> int:
-        return sys.maxsize  # endless; Grain's own repeat() says the same
+        return 1 << 53  # endless; Grain divides it by the batch size, as a float
 
     def __getitem__(self, index: int) -> Batch:
         epoch, place = divmod(index, len(self._examples))
@@ -194,8 +193,8 @@ class _TestExamples:
 
 def _decode(config: DataConfig, split: Split, index: int) -> Batch:
     """A decoded record with its `key`, or a masked black one if that may be."""
-    channels = _channels(config)
-    black = {"image": np.zeros((32, 32, channels), np.uint8), "mask": np.False_}
+    pixels = preprocessing.Preprocessing.of(config)
+    black = {"image": np.zeros((32, 32, pixels.channels), np.uint8), "mask": np.False_}
     try:
         record = split.records[index]
     except OSError as error:
@@ -210,7 +209,7 @@ def _decode(config: DataConfig, split: Split, index: int) -> Batch:
         )
     example = {"key": key, "label": np.int32(label)}
     try:
-        image = codec.decode(record["image"], channels)
+        image = codec.decode(record["image"], pixels.channels, pixels.orientation)
     except codec.ImageError as error:
         _leave_out(config, key, str(error), error)
         return {**example, **black}

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from etils import epath
 from vgg_flax import storage
 from vgg_flax.data import SUFFIXES, DataError, imagenet
 
+# What people call the same split: one that is asked for is found by another name.
+_SAME = (("train", "training"), ("validation", "valid", "val", "dev"), ("test",))
 IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -112,14 +115,41 @@ def _walk(
             there = os.path.realpath(path)
             if not any(f"{one}/".startswith(f"{there}/") for one in above):
                 yield from _walk(path, left_out, (*above, there))
-        elif path.suffix.lower() in SUFFIXES:
-            yield path
-        else:
+        elif path.suffix.lower() not in SUFFIXES:
             left_out[_kind(path)] += 1
+        elif storage.is_local(path) and _is_special(path):
+            left_out[f"{_kind(path)} that is no file"] += 1
+        else:
+            yield path
+
+
+def _is_special(path: epath.Path) -> bool:
+    """A pipe, a socket or a device, which one might wait for without end.
+
+    Not a link to one, which somebody has made on purpose.
+    """
+    mode = os.lstat(path).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISLNK(mode))
 
 
 def _kind(path: epath.Path) -> str:
     return path.suffix.lower() or "without a suffix"
+
+
+def find_split(there: Sequence[str], asked: str) -> str | None:
+    """`asked` among the splits that are there, or the one that is called otherwise."""
+    if asked in there:
+        return asked
+    names = next((names for names in _SAME if asked in names), ())
+    found = [name for name in there if name in names]
+    return found[0] if len(found) == 1 else None
+
+
+def split_names(root: str) -> list[str]:
+    """The folders of splits; raises FolderError where `root` is none."""
+    if not epath.Path(root).is_dir():
+        raise FolderError(f"{root} is not a folder; expected SPLIT/CLASS/*.jpg in it")
+    return _folders(epath.Path(root))
 
 
 def describe(left_out: LeftOut) -> str:
@@ -167,14 +197,16 @@ def list_images(root: str, split: str, class_names: Sequence[str]) -> Listing:
 
 
 def _split_folder(root: str, split: str) -> epath.Path:
-    folder = epath.Path(root) / split
-    if not folder.is_dir():
-        there = _folders(epath.Path(root)) if epath.Path(root).is_dir() else []
+    if not split:
+        return epath.Path(root)
+    there = split_names(root) if epath.Path(root).is_dir() else []
+    name = find_split(there, split)
+    if name is None:
         raise FolderError(
-            f"{folder} is not a folder; expected {root}/SPLIT/CLASS/*.jpg, and the "
-            f"splits there are: {', '.join(there) or 'none'}"
+            f"{root}/{split} is not a folder; expected {root}/SPLIT/CLASS/*.jpg, and "
+            f"the splits there are: {', '.join(there) or 'none'}"
         )
-    return folder
+    return epath.Path(root) / name
 
 
 def _list_classes(

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from vgg_flax.config import DataConfig
-from vgg_flax.data import SUFFIXES, DataError, folder, prepared
+from vgg_flax.data import SUFFIXES, DataError, folder, prepared, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,63 @@ def open_split(
             f"{num_classes}; use --config.model.num_classes={count}"
         )
     return opened
+
+
+AUTO = "auto"  # of a config's split: what a folder or a table has of its own
+
+
+def is_files(data: str) -> bool:
+    """Whether that is a folder or a table of images, and no name of TFDS."""
+    return table.is_table(data) or epath.Path(data).is_dir()
+
+
+def resolved(config: DataConfig) -> DataConfig:
+    """`config` with splits in the place of `AUTO`.
+
+    Validation is what there is under one of its names, else the last tenth of train;
+    test is `test`, or none.
+
+    Raises:
+      DataError: it is a TFDS data set, or there are no splits to look at.
+    """
+    asked = [
+        field
+        for field in ("train_split", "validation_split", "test_split")
+        if getattr(config, field) == AUTO
+    ]
+    if not asked:
+        return config
+    if config.name != "folder" or not config.data_dir:
+        raise DataError(
+            f"config.data.{asked[0]}='auto' is what a folder or a table has, and "
+            f"config.data.name={config.name!r}, data_dir={config.data_dir!r}; name the "
+            f"split: --config.data.{asked[0]}=NAME"
+        )
+    is_table = table.is_table(config.data_dir)
+    there = (
+        table.read(config.data_dir).splits()
+        if is_table
+        else folder.split_names(config.data_dir)
+    )
+    found = folder.find_split(there, "validation")
+    tenth = found is None and config.validation_split == AUTO
+    if "train_split" in asked and config.validation_split.startswith("train["):
+        raise DataError(
+            f"config.data.validation_split={config.validation_split!r} is a part of "
+            "train; say what is left of it: --config.data.train_split='train[:90%]'"
+        )
+    if config.validation_split == AUTO and found is None and "train_split" not in asked:
+        raise DataError(
+            f"config.data.validation_split='auto': {config.data_dir} has none, and "
+            f"config.data.train_split={config.train_split!r} leaves nothing of train; "
+            "leave that to 'auto' too, or name a split"
+        )
+    every = {
+        "train_split": "train[:90%]" if tenth else "train",
+        "validation_split": "train[90%:]" if tenth else found,
+        "test_split": folder.find_split(there, "test") or "",
+    }
+    return dataclasses.replace(config, **{field: every[field] for field in asked})
 
 
 def open_any_split(
@@ -128,14 +186,19 @@ def _open_folder(
     """The images, the classes that the labels stand for, and remarks."""
     if not root:
         raise DataError(
-            "config.data.name='folder' needs the folder that holds SPLIT/CLASS/*: "
-            "--config.data.data_dir=DIR"
+            "config.data.name='folder' needs the folder that holds SPLIT/CLASS/*, or "
+            "a table of paths and labels: --config.data.data_dir=DIR"
         )
     try:
         instruction = tfds.core.ReadInstruction.from_spec(split)
         names = [part.split("[")[0].strip() for part in split.split("+")]
-        class_names = class_names or folder.class_names(root, names, num_classes)
-        listed = {name: folder.list_images(root, name, class_names) for name in names}
+        if table.is_table(root):
+            rows = table.read(root)
+            class_names = class_names or rows.class_names(names, num_classes)
+            listed = {name: rows.list_images(name, class_names) for name in names}
+        else:
+            class_names = class_names or folder.class_names(root, names, num_classes)
+            listed = {n: folder.list_images(root, n, class_names) for n in names}
         sizes = {
             name: types.SimpleNamespace(num_examples=len(listing.items))
             for name, listing in listed.items()
@@ -160,7 +223,19 @@ def _open_folder(
 
 
 def open_folder(path: str, num_classes: int) -> Split:
-    """Opens all of a folder that holds CLASS/*: see `open_any_split`."""
+    """Opens all of a folder that holds CLASS/*, or of a table: see `open_any_split`.
+
+    Raises:
+      DataError: no image, or a table of several splits.
+    """
+    if table.is_table(path):
+        names = table.read(path).splits()
+        if len(names) > 1:
+            raise DataError(
+                f"{path} has splits {folder.some(names)}; name one, or more as "
+                f"{'+'.join(names[:2])}"
+            )
+        return open_any_split("folder", path, names[0], num_classes)
     class_names = folder.class_names(path, [""], num_classes)
     listing = folder.list_images(path, "", class_names)
     images = folder.ImageFiles(listing.items)

@@ -333,13 +333,10 @@ def _views(
     nets: Sequence[Net], cells: Sequence[Cell], data: bytes
 ) -> dict[Cell, list[np.ndarray]]:
     """Each net's views of an image, by its own preprocessing."""
-    channels = {net.preprocessing.channels for net in nets}
-    images = {count: codec.decode(data, count) for count in channels}
+    pixels = [net.preprocessing for net in nets]
+    decoded = [(each.channels, each.orientation) for each in pixels]
+    images = {each: codec.decode(data, *each) for each in set(decoded)}
     return {
-        (net, views): protocols.take(
-            views,
-            images[nets[net].preprocessing.channels],
-            nets[net].preprocessing,
-        )
+        (net, views): protocols.take(views, images[decoded[net]], pixels[net])
         for net, views in cells
     }

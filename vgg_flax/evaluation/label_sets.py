@@ -58,8 +58,8 @@ def open_images(
     """Opens a split to be tested on, for a net of the given classes.
 
     Args:
-      data: a folder that holds SPLIT/CLASS/* (or, with split "", CLASS/*), or a TFDS
-        name. A folder of that name comes first.
+      data: a folder that holds SPLIT/CLASS/* (or, with split "", CLASS/*), a table
+        of paths and labels, or a TFDS name. A folder of that name comes first.
       split: such as "test" or "validation[:1000]".
       class_names: the net's; may be empty where they are not known.
       num_classes: the net's.
@@ -71,9 +71,9 @@ def open_images(
       DataError: no such data, or its classes are not the net's.
     """
     storage.check_path("--data", data)
-    is_folder = epath.Path(data).is_dir()
+    is_folder = splits.is_files(data)
     if is_folder and data_dir:
-        raise DataError(f"--data-dir {data_dir} is TFDS', and --data {data} a folder")
+        raise DataError(f"--data-dir {data_dir} is TFDS', and --data {data} is not")
     if label_file and label_set != "real":
         raise DataError(f"--label-file {label_file} needs --label-set real")
     if not is_folder and ("/" in data or not split):
@@ -178,7 +178,13 @@ def _named_classes(
 def _telling_what_lacks(
     split: splits.Split, class_names: Sequence[str]
 ) -> splits.Split:
-    """`split` with a remark on classes of the net that it has no folder of."""
+    """`split` with a remark on its classes that the net does not name, or it lacks."""
+    if not class_names:
+        remark = (
+            "the net does not name its classes, which are taken to be, from 0 on, "
+            f"{folder.some(split.class_names)} (--classes FILE has another order)"
+        )
+        return dataclasses.replace(split, remarks=(*split.remarks, remark))
     lacking = [name for name in class_names if name not in split.class_names]
     if not lacking or not set(split.class_names) <= set(class_names):
         return split

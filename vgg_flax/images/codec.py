@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -51,29 +53,45 @@ def enough_memory() -> Iterator[None]:
 
 
 Image = bytes | str | os.PathLike[str] | PIL.Image.Image | np.ndarray
+ORIENTATIONS = ("ignore", "exif")
+_EXIF = b"Exif\0\0"  # before the block, in some formats
+_ORIENTATION, _SHORT = 0x0112, 3  # a tag and a type in it
+_BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's
 
 
-def open_image(image: Image, channels: int = 3) -> np.ndarray:
+def open_image(
+    image: Image, channels: int = 3, orientation: str = "ignore"
+) -> np.ndarray:
     """An image, however it is given -> uint8 `[height, width, channels]`.
 
     Args:
       image: a path, encoded bytes, a picture of Pillow's, or uint8 `[height, width]`
-        (grey) or `[height, width, 1 or 3]`; all become what `decode` makes of bytes.
+        (grey) or `[height, width, 1 or 3]`, NumPy's or what NumPy takes for one; all
+        become what `decode` makes of bytes.
       channels: 1 or 3.
+      orientation: as of `decode`; an array has none.
 
     Raises:
       ImageError: there is no such file, it is no image, or an array of other values.
     """
     if isinstance(image, (str, os.PathLike)):
         try:
-            return decode(read(image), channels)
+            return decode(read(image), channels, orientation)
         except ImageError as error:
             raise ImageError(f"{os.fspath(image)}: {error}") from error
     if isinstance(image, PIL.Image.Image):
         with enough_memory(), _pillows_errors():
-            return _pixels(image, channels)
-    if not isinstance(image, np.ndarray):
-        return decode(image, channels)
+            pixels = _pixels(image, channels)
+            is_turned = orientation == "exif"
+            return _upright(pixels, _exif_of(image)) if is_turned else pixels
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return decode(image, channels, orientation)
+    if not hasattr(image, "__array__"):
+        raise ImageError(
+            f"a {type(image).__name__}; expected a path, an image's bytes, a picture "
+            "of Pillow's, or an array of uint8"
+        )
+    image = np.asarray(image)
     count = image.shape[2] if image.ndim == 3 else 1
     is_image = image.ndim in (2, 3) and count in (1, 3) and image.size
     if image.dtype != np.uint8 or not is_image:
@@ -95,26 +113,30 @@ def read(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(error.strerror or str(error)) from error
 
 
-def decode(data: bytes, channels: int = 3) -> np.ndarray:
+def decode(data: bytes, channels: int = 3, orientation: str = "ignore") -> np.ndarray:
     """Image bytes -> uint8 `[height, width, channels]`, as Pillow decodes them.
 
     Grey becomes RGB by repetition, RGB becomes grey by ITU-R 601 luma, CMYK becomes
-    RGB by Pillow's rule, transparency and EXIF orientation are ignored (as
-    torchvision does), and of 16-bit samples the upper 8 bits are kept.
+    RGB by Pillow's rule, transparency is ignored (as torchvision does), and of samples
+    of up to 16 bits the upper 8 are kept.
 
     Args:
       data: JPEG, PNG, WebP or anything else Pillow reads, by content, not name.
       channels: 1 or 3.
+      orientation: "exif": turned as the camera noted it; "ignore": as stored, which is
+        what torchvision and ImageNet's results have.
 
     Raises:
-      ImageError: the bytes are empty, cut off, no image, or one of more than
-        `MAX_PIXELS`.
+      ImageError: the bytes are empty, cut off, no image, one of more than
+        `MAX_PIXELS`, or one whose samples are signed, floats, or have 32 bits.
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ImageError(f"expected an image's bytes, not {data!r}: read the file")
     try:
         with enough_memory():
-            return _decode(data, channels)
+            pixels = _decode(data, channels)
+            is_turned = orientation == "exif"
+            return _upright(pixels, _exif(data)) if is_turned else pixels
     except ImageError as error:
         what = f"cannot decode {len(data)} bytes as an image"
         raise ImageError(f"{what}: {error}") from error.__cause__
@@ -131,6 +153,53 @@ def _decode(data: bytes, channels: int) -> np.ndarray:
             pass  # Pillow forgives more; what it refuses is an ImageError below
     with _pillows_errors(), PIL.Image.open(io.BytesIO(data)) as image:
         return _pixels(image, channels)
+
+
+def _exif(data: bytes) -> bytes:
+    """The EXIF block of an image that was decoded; empty if there is none."""
+    if data[:2] != b"\xff\xd8":
+        with _pillows_errors(), PIL.Image.open(io.BytesIO(data)) as image:
+            return _exif_of(image)
+    at = 2  # a JPEG's segments: marker, length, content; Pillow warns of broken ones
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1 : at + 2] == b"\xe1" and data[at + 4 : at + 10] == _EXIF:
+            return bytes(data[at + 10 : end])
+        at = end
+    return b""
+
+
+def _exif_of(image: PIL.Image.Image) -> bytes:
+    return image.info.get("exif", b"").removeprefix(_EXIF)
+
+
+def _upright(pixels: np.ndarray, exif: bytes) -> np.ndarray:
+    """Turned as EXIF says; Pillow has turned TIFFs already, which hold it elsewhere."""
+    number = _orientation_number(exif)
+    if number >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if number in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if number in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _orientation_number(exif: bytes) -> int:
+    """1 to 8; 1, which is upright, where a block is empty, broken or without one."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, at)
+        for place in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, place)
+            if tag == _ORIENTATION and kind == _SHORT and 1 <= value <= 8:
+                return value
+    except struct.error:  # cut off
+        pass
+    return 1
 
 
 @contextlib.contextmanager
@@ -152,10 +221,23 @@ def _pillows_errors() -> Iterator[None]:
 
 def _pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
     check_pixels(image.height, image.width)
-    if image.mode.startswith("I"):  # 16 bits a sample, in 16 or 32
-        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        image = PIL.Image.fromarray(_upper_bits(image))
     if "transparency" in image.info:  # else Pillow warns of palettes
         image = image.copy()
         del image.info["transparency"]
     pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _upper_bits(image: PIL.Image.Image) -> np.ndarray:
+    """The upper 8 bits of grey samples of 9 to 16, which Pillow keeps in 16 or 32."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits, kind = tags.get(_BITS, (16,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
+    samples = np.asarray(image)
+    if image.mode == "F" or bits > 16 or kind != 1 or samples.min() < 0:
+        raise ImageError(
+            f"samples from {samples.min()} to {samples.max()}, of 32 bits, signed or "
+            "floats; expected unsigned ones of at most 16 bits: save it so"
+        )
+    return (samples >> (bits - 8)).clip(0, 255).astype(np.uint8)

@@ -27,6 +27,7 @@ class Preprocessing:
       test_scale: Q, the smaller side after resizing.
       crop_size: the side of the centre crop.
       resize: a key of `RESIZES`: "pillow" (antialiased bilinear) or "cv2".
+      orientation: of `codec.ORIENTATIONS`: "exif" turns as EXIF says.
     """
 
     mean: tuple[float, ...]
@@ -34,6 +35,7 @@ class Preprocessing:
     test_scale: int
     crop_size: int
     resize: str = "pillow"
+    orientation: str = "ignore"
 
     def __post_init__(self) -> None:
         if (
@@ -42,6 +44,7 @@ class Preprocessing:
             or not all(math.isfinite(value) for value in (*self.mean, *self.std))
             or not all(value > 0 for value in self.std)
             or self.resize not in RESIZES
+            or self.orientation not in codec.ORIENTATIONS
             or not 0 < int(self.crop_size) <= int(self.test_scale)
         ):
             raise ValueError(f"{self} cannot be: see its attributes")
@@ -54,7 +57,13 @@ class Preprocessing:
         taken theirs (`training.resumption`).
         """
         mean, std = mean_and_std(config)
-        return cls(mean, std, config.test_scale, config.crop_size)
+        return cls(
+            mean,
+            std,
+            config.test_scale,
+            config.crop_size,
+            orientation=config.orientation,
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -64,7 +73,9 @@ class Preprocessing:
             tuple(values["std"]),
             values["test_scale"],
             values["crop_size"],
-            values.get("resize", "pillow"),  # absent from the first checkpoints
+            # Absent from the first checkpoints:
+            values.get("resize", "pillow"),
+            values.get("orientation", "ignore"),
         )
 
     @property
@@ -95,7 +106,7 @@ class Preprocessing:
         Returns:
           uint8 `[height, width, channels]`.
         """
-        pixels = codec.open_image(image, self.channels)
+        pixels = codec.open_image(image, self.channels, self.orientation)
         size = resize.isotropic_size(pixels.shape[0], pixels.shape[1], scale)
         with codec.enough_memory():
             return RESIZES[self.resize](pixels, *size)

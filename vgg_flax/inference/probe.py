@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from vgg_flax.data import DataError, splits
 from vgg_flax.data.splits import Split
@@ -57,8 +56,7 @@ def open_splits(data: str, data_dir: str, names: Sequence[str]) -> list[Split]:
     Raises:
       DataError: no such data, or fewer than two classes.
     """
-    is_folder = epath.Path(data).is_dir()
-    name, data_dir = ("folder", data) if is_folder else (data, data_dir)
+    name, data_dir = ("folder", data) if splits.is_files(data) else (data, data_dir)
     train = splits.open_any_split(name, data_dir, names[0], 0)
     if len(train.class_names) < 2:
         raise DataError(

@@ -167,7 +167,7 @@ def read_records(workdir: epath.PathLike) -> list[dict[str, Any]]:
 def result_line(
     record: dict[str, Any], metrics: Metrics, workdir: epath.PathLike
 ) -> str:
-    """A test record as the run's last line: "test top1 97.78% (352/360), ..."."""
+    """A record as the run's last line: "test top1 97.78% (352/360), ..."."""
     loss, *others = metrics
     parts = []
     for metric in others:
@@ -176,4 +176,4 @@ def result_line(
             text += f" ({record[f'{metric.name}_count']}/{record['count']})"
         parts.append(text)
     parts += [loss.text(record), f"step {record['step']}", str(workdir)]
-    return "test " + ", ".join(parts)
+    return f"{record['split']} " + ", ".join(parts)

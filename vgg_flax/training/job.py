@@ -34,7 +34,7 @@ class Job:
       workdir: where the run lives.
       objective: what is minimised and told.
       shard: which part of a batch is this process's.
-      splits: "train", "test" and, if the config has one, "validation".
+      splits: "train" and, as the config has them, "test" and "validation".
       fingerprints: of each, its number of examples and a hash of what is in it.
       plan: when the run does what.
       fc_shards: how the FC kernels are cut over all devices.
@@ -70,6 +70,8 @@ class Job:
         objectives.check(objective, config.objective)
         storage.check_path("--workdir", workdir)
         distributed.check_devices()
+        resolved = splits.resolved(config.data)
+        config = config_lib.check(dataclasses.replace(config, data=resolved))
         # The same for any number of classes, which may be the data's.
         check_fits(_with_classes(config, 1), jax.device_count())
         opened = _open_splits(config, objective)
@@ -129,7 +131,10 @@ class Job:
         """What a run says before it goes on from `step`."""
         config, plan = self.config, self.plan
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        examples = (f"{name} {len(split):,}" for name, split in self.splits.items())
+        examples = (
+            f"{name} {len(split):,} ({split.name.removeprefix(f'{config.data.name}/')})"
+            for name, split in self.splits.items()
+        )
         params = jax.tree.leaves(self.abstract_state.params)
         lines = [
             f"{self.workdir}: {config.model.variant}, seed {config.seed}",
@@ -249,9 +254,10 @@ def check_fits(config: Config, devices: int) -> None:
 def _open_splits(config: Config, objective: Objective) -> dict[str, Split]:
     """The config's splits; their classes are the net's outputs, if those are scores."""
     data = config.data
-    wanted = {"train": data.train_split, "test": data.test_split}
-    if data.validation_split:
-        wanted["validation"] = data.validation_split
+    wanted = {"train": data.train_split}
+    for name in ("test", "validation"):
+        if split := getattr(data, f"{name}_split"):
+            wanted[name] = split
     classes = config.model.num_classes
     if objective.has_classes:
         opened: dict[str, Split] = {}

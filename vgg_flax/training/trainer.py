@@ -209,14 +209,18 @@ class Run:
                 break
 
     def test(self) -> dict[str, Any]:
-        """The test record of the last step, measured unless it is there already."""
+        """The last step's record of test, measured unless it is there already.
+
+        Of validation, where the data have no test split.
+        """
         workdir, step = self.job.workdir, self.position.step
-        done = [r for r in log.read_records(workdir) if r["split"] == "test"]
-        if done and done[-1]["step"] == step:
+        name = "test" if "test" in self.job.splits else "validation"
+        done = [r for r in log.read_records(workdir) if r["split"] == name]
+        is_there = bool(done) and done[-1]["step"] == step
+        record = done[-1] if is_there else self.measure(name)
+        if is_there and name == "test":
             self.log.say(f"complete: {workdir} is at its last step, {step}")
-            record = done[-1]
         else:
-            record = self.measure("test")
             self.log.draw(last=True)
         self.saver.wait()
         self.saver.check_still_there()
