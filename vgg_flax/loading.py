@@ -57,8 +57,8 @@ def load(
       until: the layer, by a name that `features` takes, with which the net ends: a call
         returns what it gives, and no params beyond are kept.
       num_classes: other than the file's: fc8 starts anew.
-      head: "fc" or "gap": a new one, with `num_classes`, whatever head the weights
-        have, if any. It is drawn with the net's initialiser and seed 0.
+      head: "fc", "gap" or "linear": a new one, with `num_classes`, whatever head the
+        weights have, if any. It is drawn with the net's initialiser and seed 0.
       preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
       mean: of a file, of pixels in [0, 1], a value a channel, instead of its own.
       std: with the mean.
@@ -136,7 +136,10 @@ def _without_head(net: Net) -> Net:
 
 
 def _with_new_head(net: Net, head: str, num_classes: int) -> Net:
-    model = net.model.clone(head=head, num_classes=num_classes)
+    # A window that the weights' own head had, and that their test view can fill.
+    window = min(net.model.fc6_window, max(1, net.preprocessing.crop_size // 32))
+    sizes = {"num_classes": num_classes, "fc6_window": window}
+    model = net.model.clone(head=head, **sizes)
 
     @jax.jit
     def draw() -> dict[str, Any]:  # compiled, the rest is not drawn
@@ -259,10 +262,11 @@ def _pixels(
 def _check_classes(
     num_classes: int | None, include_top: bool | None, head: str | None
 ) -> None:
-    if head is not None and (head not in ("fc", "gap") or num_classes is None):
+    known = ("fc", "gap", "linear")
+    if head is not None and (head not in known or num_classes is None):
         raise WeightsError(
-            f"head={head!r}, num_classes={num_classes!r}: expected 'fc' or 'gap', and "
-            "the number of classes of the new head"
+            f"head={head!r}, num_classes={num_classes!r}: expected 'fc', 'gap' or "
+            "'linear', and the number of classes of the new head"
         )
     is_count = isinstance(num_classes, int) and num_classes > 0
     has_top = include_top is not False
