@@ -148,7 +148,7 @@ def _without_head(net: Net) -> Net:
 def _with_new_head(net: Net, head: str, num_classes: int) -> Net:
     # A window that the weights' own head had, and that their test view can fill.
     window = min(net.model.fc6_window, max(1, net.preprocessing.crop_size // 32))
-    sizes = {"num_classes": num_classes, "fc6_window": window}
+    sizes: Any = {"num_classes": num_classes, "fc6_window": window}
     model = net.model.clone(head=head, **sizes)
 
     @jax.jit
