@@ -68,6 +68,16 @@ def test_every_head_goes_there_and_back(
 
 
 @pytest.mark.parametrize("target", FILES)
+def test_many_classes_with_long_names_go_there_and_back(
+    target: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11", head="gap", num_classes=1200)
+    net = net.replace(class_names=tuple(f"{i} {'ü' * 60}" for i in range(1200)))
+    conversion.save(net, tmp_path / target)
+    assert same(net, vgg_flax.load(tmp_path / target))
+
+
+@pytest.mark.parametrize("target", FILES)
 @pytest.mark.parametrize("head", ["gap", "linear"])
 def test_the_one_layers_names_and_axes_are_the_peers(
     head: str, target: str, tmp_path: pathlib.Path
