@@ -55,7 +55,8 @@ def oracle(
         for name, side in (("6", net.fc6_window), ("7", 1)):
             x = taps[f"fc{name}"] = sliding_fc(x, params[f"fc{name}"], side)
             x = taps[f"relu{name}"] = np.maximum(x, 0)
-    x = taps["fc8"] = sliding_fc(x, params["fc8"], 1)
+    side = net.fc6_window if net.head == "linear" else 1
+    x = taps["fc8"] = sliding_fc(x, params["fc8"], side)
     logits = taps["logits"] = x.mean((1, 2))
     return logits, taps, running
 

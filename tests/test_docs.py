@@ -44,7 +44,7 @@ from vgg_flax.config import recipe
 
 MANUAL = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *MANUAL)
-REASONS = ("cluster", "bucket", "download", "accelerator", "time")
+REASONS = ("cluster", "bucket", "download", "accelerator", "time", "peer")
 MARK = re.compile(rf"slow|not run: ({'|'.join(REASONS)})")
 LANGUAGES = ("python", "sh", "json", "text")
 PROGRAMS = ("python", "vgg-flax", "pip", "pytest", "ruff", "pyright", ".ci/run")

@@ -87,6 +87,7 @@ def test_params_beyond_the_deepest_layer_are_not_needed() -> None:
         ("vgg16", "classifier.4", "relu7"),
         ("vgg16", "classifier.5", "relu7"),
         ("vgg16", "classifier.6", "fc8"),
+        ("vgg16", "classifier", "fc8"),
         ("vgg16", "pre_logits.fc2", "fc7"),
         ("vgg16", "head.fc", "fc8"),
         ("vgg16", "block3_conv3", "relu3_3"),
@@ -287,7 +288,7 @@ def test_a_net_made_in_python_is_saved_and_loaded(tmp_path: pathlib.Path) -> Non
     assert not (tmp_path / "part.safetensors").exists()
 
 
-@pytest.mark.parametrize("head", ["fc", "gap"])
+@pytest.mark.parametrize("head", ["fc", "gap", "linear"])
 @pytest.mark.parametrize("kind", ["features", "file", "run"])
 def test_a_new_head_on_anybodys_features(
     kind: str, head: str, tmp_path: pathlib.Path
@@ -319,6 +320,7 @@ def test_a_new_head_on_anybodys_features(
     "more",
     [
         {"head": "gap"},
+        {"head": "linear"},
         {"head": "none", "num_classes": 3},
         {"head": "gap", "num_classes": 3, "include_top": False},
     ],
@@ -327,3 +329,26 @@ def test_a_new_head_must_be_one(more: Any, tmp_path: pathlib.Path) -> None:
     path = save_run(random_net("vgg11"), tmp_path)
     with pytest.raises(WeightsError, match="num_classes="):
         vgg_flax.load(path, **more)
+
+
+@pytest.mark.parametrize(("crop_size", "window"), [(64, 2), (96, 3), (100, 3)])
+@pytest.mark.parametrize("head", ["fc", "linear"])
+def test_a_new_heads_window_is_one_that_the_test_view_has(
+    head: str, crop_size: int, window: int, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "features.safetensors"
+    vgg_flax.save(random_net("vgg11", fc6_window=7, head="none"), path)
+    new: Any = {"head": head, "num_classes": 3}
+    net = vgg_flax.load(path, crop_size=crop_size, **new)
+    assert (net.model.head_window, net.preprocessing.crop_size) == (window, crop_size)
+    assert vgg_flax.load(path, crop_size=512, **new).model.head_window == 7
+
+
+def test_fc8_over_a_window_starts_anew_with_other_classes(
+    tmp_path: pathlib.Path,
+) -> None:
+    net = random_net("vgg11", head="linear", fc6_window=2)
+    vgg_flax.save(net, tmp_path / "net.pth")
+    fewer = vgg_flax.load(tmp_path / "net.pth", num_classes=3)
+    assert fewer.variables["params"]["fc8"]["kernel"].shape == (2, 2, 32, 3)
+    assert fewer(photos(64)).shape == (2, 3) and fewer.class_names == ()

@@ -72,6 +72,7 @@ LOCAL = {
     "weights/containers/mapped_file": "maps files into memory",
     "weights/containers/hdf5_file": "HDF5's library opens files itself",
     "weights/containers/torch_file": "reads what mapped_file maps",
+    "weights/containers/torch_writer": "writes what whole_file takes",
     "weights/checksum": "hashes what mapped_file maps",
     "weights/cache": "keeps downloads on a disk",
     "weights/download": "copies what file:// names",

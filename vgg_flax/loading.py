@@ -1,6 +1,7 @@
 """`load`: a trained net from a run directory, a weight file, the hub or a URL."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ def load(
     until: str | None = None,
     num_classes: int | None = None,
     head: str | None = None,
+    in_channels: int | None = None,
     preprocessing: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -57,8 +59,9 @@ def load(
       until: the layer, by a name that `features` takes, with which the net ends: a call
         returns what it gives, and no params beyond are kept.
       num_classes: other than the file's: fc8 starts anew.
-      head: "fc" or "gap": a new one, with `num_classes`, whatever head the weights
-        have, if any. It is drawn with the net's initialiser and seed 0.
+      head: "fc", "gap" or "linear": a new one, with `num_classes`, whatever head the
+        weights have, if any. It is drawn with the net's initialiser and seed 0.
+      in_channels: 1, of weights for RGB: for grey images, conv1_1 summed over inputs.
       preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
       mean: of a file, of pixels in [0, 1], a value a channel, instead of its own.
       std: with the mean.
@@ -78,37 +81,44 @@ def load(
     _check_dtype(dtype)
     _check_classes(num_classes, include_top, head)
     card_lib.check_sizes(crop_size, test_scale)
-    sizes: Any = {"crop_size": crop_size, "test_scale": test_scale}
     pixels = _pixels(preprocessing, mean, std)
     of_file: Any = {"entry": entry, "variant": variant, "preprocessing": pixels}
-    if head is not None and num_classes is not None:
-        more: Any = {**of_file, **sizes, "dtype": dtype, "sha256": sha256}
-        net = load(path_or_name, step, include_top=False, **more)
-        return _ended(_with_new_head(net, head, num_classes), until)
+    sizes: Any = {"crop_size": crop_size, "test_scale": test_scale}
+    include_top = include_top if head is None else False
+    own_classes = num_classes if head is None else None
     folder = _local_folder(source)
     if folder is not None:
         workdir, step = _find_run(folder, step)
-        _refuse_in_runs(source, **of_file, num_classes=num_classes)
+        _refuse_in_runs(source, **of_file, num_classes=own_classes)
         net = _load_checkpoint(source, workdir, step, dtype, sha256)
         net = _without_head(net) if include_top is False else net
         net = Net(net.variables, net.card.with_sizes(**sizes))
-        return _ended(net, until)
-    if step != "last":
-        shown = urls.shown(source)
-        raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
-    if until is not None and not _is_of_head(until):
-        include_top = False
-    more = {"include_top": include_top, "num_classes": num_classes, "dtype": dtype}
-    return _ended(_load_file(source, sha256, **of_file, **sizes, **more), until)
+    else:
+        if until is not None and not _is_of_head(until):
+            include_top = False
+        more: Any = {"include_top": include_top, "num_classes": own_classes}
+        more |= {"dtype": dtype, "sha256": sha256}
+        net = _load_file(source, step, **of_file, **sizes, **more)
+    if head is not None and num_classes is not None:
+        net = _with_new_head(net, head, num_classes)
+    return _ended(_with_channels(net, in_channels), until)
 
 
 def _load_file(
-    source: str, sha256: str | None, *, entry: str | None, **options: Any
+    source: str,
+    step: int | str,
+    *,
+    sha256: str | None,
+    entry: str | None,
+    **options: Any,
 ) -> Net:
     """The net of a file, as `mapping.to_weights` takes the options.
 
     Tells what of the file was passed over.
     """
+    if step != "last":
+        shown = urls.shown(source)
+        raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
     container = fetch.read(source, sha256=sha256)
     weights = mapping.to_weights(
         container.entry(entry),
@@ -136,7 +146,10 @@ def _without_head(net: Net) -> Net:
 
 
 def _with_new_head(net: Net, head: str, num_classes: int) -> Net:
-    model = net.model.clone(head=head, num_classes=num_classes)
+    # A window that the weights' own head had, and that their test view can fill.
+    window = min(net.model.fc6_window, max(1, net.preprocessing.crop_size // 32))
+    sizes: Any = {"num_classes": num_classes, "fc6_window": window}
+    model = net.model.clone(head=head, **sizes)
 
     @jax.jit
     def draw() -> dict[str, Any]:  # compiled, the rest is not drawn
@@ -147,6 +160,34 @@ def _with_new_head(net: Net, head: str, num_classes: int) -> Net:
 
     params = {**net.variables["params"], **draw()}
     return net.replace(variables={**net.variables, "params": params}, model=model)
+
+
+def _with_channels(net: Net, in_channels: int | None) -> Net:
+    """The net that takes grey images, where it takes RGB and that is asked for.
+
+    Its conv1_1 is summed over red, green and blue: what three equal channels give,
+    where the mean and the std are those of all three, too. Where they are not, the
+    means of the three stand for them, and conv1_1's maps are shifted.
+    """
+    own = net.model.in_channels
+    if in_channels in (None, own):
+        return net
+    if (own, in_channels) != (3, 1):
+        raise WeightsError(
+            f"in_channels={in_channels!r} (--in-channels): {net.source} takes {own}; "
+            f"expected {own}" + (", or 1 for grey images" if own == 3 else "")
+        )
+    params = net.variables["params"]
+    kernel = params["conv1_1"]["kernel"].sum(axis=2, keepdims=True)  # [3, 3, 1, out]
+    params = {**params, "conv1_1": {**params["conv1_1"], "kernel": kernel}}
+    pixels = net.preprocessing
+    mean, std = ((statistics.fmean(values),) for values in (pixels.mean, pixels.std))
+    console.say(f"{net.source}: conv1_1 summed over RGB, for grey images")
+    return net.replace(
+        variables={**net.variables, "params": params},
+        model=net.model.clone(in_channels=1),
+        preprocessing=dataclasses.replace(pixels, mean=mean, std=std),
+    )
 
 
 def _is_of_head(layer: str) -> bool:
@@ -259,10 +300,11 @@ def _pixels(
 def _check_classes(
     num_classes: int | None, include_top: bool | None, head: str | None
 ) -> None:
-    if head is not None and (head not in ("fc", "gap") or num_classes is None):
+    known = ("fc", "gap", "linear")
+    if head is not None and (head not in known or num_classes is None):
         raise WeightsError(
-            f"head={head!r}, num_classes={num_classes!r}: expected 'fc' or 'gap', and "
-            "the number of classes of the new head"
+            f"head={head!r}, num_classes={num_classes!r}: expected 'fc', 'gap' or "
+            "'linear', and the number of classes of the new head"
         )
     is_count = isinstance(num_classes, int) and num_classes > 0
     has_top = include_top is not False

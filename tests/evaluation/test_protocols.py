@@ -96,9 +96,11 @@ def test_padding_changes_nothing(float64: None, variant: str, window: int) -> No
         np.testing.assert_allclose(found[i], alone[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("pooling", "head"), [("average", "fc"), ("max", "gap")])
+@pytest.mark.parametrize(
+    ("pooling", "head"), [("average", "fc"), ("max", "gap"), ("max", "linear")]
+)
 def test_padding_changes_nothing_in_float32(pooling: str, head: str) -> None:
-    net = tiny_net("vgg8_bn", pooling=pooling, head=head)
+    net = tiny_net("vgg8_bn", pooling=pooling, head=head, fc6_window=2)
     images = np.random.default_rng(2).normal(size=(1, 75, 64, 3)).astype(np.float32)
     padded = np.pad(images, ((0, 0), (0, 21), (0, 64), (0, 0)))
     apply = jax.jit(net.model.apply)

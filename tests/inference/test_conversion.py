@@ -1,16 +1,17 @@
 """`convert`: a checkpoint or a peer's file, whole or not at all, and back."""
 
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from conftest import changed, random_net
+from conftest import changed, random_net, save_run
 
 import vgg_flax
 from vgg_flax import cli, errors
 from vgg_flax import config as config_lib
-from vgg_flax.inference import conversion
+from vgg_flax.inference import conversion, folding
 from vgg_flax.net import Net
 from vgg_flax.runs import checkpoint
 from vgg_flax.training import resumption
@@ -26,7 +27,9 @@ def same(one: Net, other: Net) -> bool:
     return all(getattr(one, n) == getattr(other, n) for n in names)
 
 
-TARGETS = ["run", "net.safetensors", "timm.safetensors", "net.h5"]
+LEAVES = "kernel", "bias"
+FILES = ["net.safetensors", "net.pth", "net.h5", "net.weights.h5"]
+TARGETS = ["run", *FILES, "timm.safetensors", "timm.pth"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -38,6 +41,84 @@ def test_there_and_back_is_the_same_net(target: str, tmp_path: pathlib.Path) -> 
     assert same(net, again)
     assert (again.source, len(again.sha256)) == (str(path), 64)
     assert [p.name for p in tmp_path.iterdir()] == [target]  # nothing half-written
+
+
+HEADS = [
+    ("vgg11_bn", {"head": "gap"}),
+    ("vgg13", {"head": "gap", "fc6_window": 3, "num_classes": 2}),
+    ("vgg11", {"head": "linear", "fc6_window": 1}),
+    ("vgg11_bn", {"head": "linear", "fc6_window": 2, "in_channels": 1}),
+    ("vgg16", {"head": "linear", "fc6_window": 3, "num_classes": 4}),
+    ("vgg11", {"head": "none"}),
+]
+
+
+@pytest.mark.parametrize("target", FILES)
+@pytest.mark.parametrize(("variant", "fields"), HEADS, ids=str)
+def test_every_head_goes_there_and_back(
+    variant: str, fields: dict[str, Any], target: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net(variant, **fields)
+    if net.model.head == "none":
+        net = net.replace(class_names=())
+    if target.endswith(".h5") and "batch_stats" in net.variables:  # Keras has none
+        net, _ = folding.fold_batch_norm(net)
+    vgg_flax.save(net, tmp_path / target)
+    assert same(net, vgg_flax.load(tmp_path / target))
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_many_classes_with_long_names_go_there_and_back(
+    target: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11", head="gap", num_classes=1200)
+    net = net.replace(class_names=tuple(f"{i} {'ü' * 60}" for i in range(1200)))
+    conversion.save(net, tmp_path / target)
+    assert same(net, vgg_flax.load(tmp_path / target))
+
+
+@pytest.mark.parametrize("target", FILES)
+@pytest.mark.parametrize("head", ["gap", "linear"])
+def test_the_one_layers_names_and_axes_are_the_peers(
+    head: str, target: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11", head=head, fc6_window=2)
+    conversion.save(net, tmp_path / target)
+    tensors = formats.read(tmp_path / target).tensors
+    side = 2 if head == "linear" else 1
+    kernel, bias = (np.asarray(net.variables["params"]["fc8"][k]) for k in LEAVES)
+    names = {
+        "net.h5": [f"predictions/predictions/{leaf}:0" for leaf in LEAVES],
+        "net.weights.h5": ["layers/dense/vars/0", "layers/dense/vars/1"],
+    }.get(target, ["classifier.weight", "classifier.bias"])
+    assert [name for name in tensors if tensors[name].ndim == 2] == names[:1]
+    # What a flattened last map, as the peers have it, gives.
+    last_map = np.random.default_rng(0).normal(size=(5, side, side, 32))
+    expected = np.einsum("bhwc,hwco->bo", last_map, kernel) + bias
+    if target.endswith("h5"):
+        found = last_map.reshape(5, -1) @ tensors[names[0]]
+    else:
+        found = last_map.transpose(0, 3, 1, 2).reshape(5, -1) @ tensors[names[0]].T
+    np.testing.assert_allclose(found + tensors[names[1]], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["fc", "gap", "linear"])
+@pytest.mark.parametrize("target", FILES)
+def test_a_runs_features_go_out_alone(
+    head: str, target: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11", head=head)
+    run, features = str(save_run(net, tmp_path / "run")), str(tmp_path / target)
+    assert cli.main(["convert", run, features, "--features-only"]) == 0
+    names = formats.read(features).tensors
+    assert len(names) == 16 and not any(
+        part in name for name in names for part in ("classifier", "dense", "fc", "pred")
+    )
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    expected = net.features(images, "pool5")["pool5"]
+    found = vgg_flax.load(features)
+    assert found.model.head == "none" and found.preprocessing == net.preprocessing
+    np.testing.assert_array_equal(found.features(images, "pool5")["pool5"], expected)
 
 
 def test_a_net_by_its_letter_goes_there_and_back(tmp_path: pathlib.Path) -> None:
@@ -93,15 +174,21 @@ def test_what_cannot_be_written_is_said_before_anything_is(
     net = random_net("vgg11_bn")
     with pytest.raises(WeightsError, match=r"no place for .*bn1_1.*fold BatchNorm"):
         conversion.save(net, tmp_path / "net.h5")
-    with pytest.raises(WeightsError, match=r"timm's files end in \.safetensors"):
+    with pytest.raises(
+        WeightsError, match=r"timm's files end in \.safetensors or \.pth"
+    ):
         conversion.save(net, tmp_path / "net.h5", "timm")
+    with pytest.raises(WeightsError, match=r"keras's files end in \.h5 or \.weights"):
+        conversion.save(net, tmp_path / "net.pth", "keras")
     with pytest.raises(WeightsError, match="known: torchvision, timm, keras"):
         conversion.save(net, tmp_path / "net.h5", "onnx")
-    for name in ("net.pth", "net.weights.h5", "net.caffemodel"):
+    for name in ("net.pt", "net.keras", "net.caffemodel"):
         with pytest.raises(WeightsError, match=r"expected a name in \.safetensors"):
             conversion.save(net, tmp_path / name)
-    with pytest.raises(WeightsError, match="no place for a head of global average"):
-        conversion.save(random_net("vgg11", head="gap"), tmp_path / "net.h5")
+    for head in ("gap", "linear"):
+        timms = tmp_path / "net.safetensors"
+        with pytest.raises(WeightsError, match=f"timm has no place .*head='{head}'"):
+            conversion.save(random_net("vgg11", head=head), timms, "timm")
     (tmp_path / "there.safetensors").write_bytes(b"mine")
     with pytest.raises(WeightsError, match="exists; choose another name"):
         conversion.save(net, tmp_path / "there.safetensors")

@@ -131,6 +131,9 @@ def test_an_image_of_twice_the_size_is_scored_at_every_window():
         ("vgg13", {"fc6_window": 2, "pooling": "average"}, (2, 75, 131, 3)),
         ("vgg16", {"head": "gap", "fc6_window": 7}, (2, 64, 64, 3)),
         ("vgg16", {"head": "gap", "fc6_window": 7}, (2, 75, 131, 3)),
+        ("vgg11", {"head": "linear", "fc6_window": 1}, (2, 64, 96, 3)),
+        ("vgg11", {"head": "linear", "fc6_window": 2}, (2, 64, 64, 3)),
+        ("vgg13_bn", {"head": "linear", "fc6_window": 2}, (2, 75, 131, 3)),
         ("vgg11", {"width_multiplier": 1 / 8, "num_classes": 3}, (2, 32, 32, 3)),
     ],
     ids=str,
@@ -213,6 +216,28 @@ def test_the_gap_head_has_fc8_alone_and_takes_32_pixels():
     params = random_variables(net)["params"]
     assert {name for name in params if name.startswith("fc")} == {"fc8"}
     assert params["fc8"]["kernel"].shape == (1, 1, 32, 10)
+
+
+def test_the_linear_head_has_fc8_alone_over_fc6s_window():
+    net = small_net("vgg11", head="linear", fc6_window=3)
+    assert (net.smallest_image, net.head_window) == (96, 3)
+    params = random_variables(net)["params"]
+    assert {name for name in params if name.startswith("fc")} == {"fc8"}
+    assert params["fc8"]["kernel"].shape == (3, 3, 32, 10)
+    assert net.layer_names[-3:] == ("pool5", "fc8", "logits")
+
+
+def test_the_linear_head_takes_torchvisions_pool_before_it():
+    net = small_net("vgg11", head="linear", fc6_window=2, adaptive_pool=True)
+    assert net.smallest_image == 32
+    assert net.layer_names[-3:] == ("avgpool", "fc8", "logits")
+    variables = random_variables(net, np.float32)
+    images = random_images(1, 32, 32, 3, dtype=np.float32)
+    logits = net.apply(variables, images)  # of one pixel, four times
+    pixel = net.clone(until="pool5").apply(variables, images)
+    kernel, bias = (variables["params"]["fc8"][leaf] for leaf in ("kernel", "bias"))
+    expected = np.asarray(pixel)[:, 0, 0] @ kernel.sum(axis=(0, 1)) + bias
+    assert_close(logits, expected, rtol=1e-4)
 
 
 def test_init_and_plain_apply_give_no_intermediates():
@@ -473,6 +498,7 @@ def test_images_of_another_rank_or_channel_count_are_refused(shape):
         ({"fc6_window": 7}, (1, 223, 256, 3), 224),
         ({"fc6_window": 2}, (1, 64, 63, 3), 64),
         ({"head": "gap", "fc6_window": 7}, (1, 31, 40, 3), 32),
+        ({"head": "linear", "fc6_window": 2}, (1, 64, 63, 3), 64),
     ],
 )
 def test_too_small_an_image_is_refused_with_the_size_it_needs(fields, shape, needed):

@@ -166,6 +166,7 @@ def test_a_grey_net_gets_the_weights_grey_or_none(
     config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
     grey = changed(config, model__in_channels=1)
+    rgb = save_run(random_net("vgg8", head="gap"), tmp_path / "rgb")
     with pytest.raises(errors.ConfigError, match=r"\(of ImageNet\) has 3 values"):
         config_lib.check(grey)
     save_run(random_net("vgg8", head="gap", in_channels=1), tmp_path / "grey")
@@ -173,3 +174,13 @@ def test_a_grey_net_gets_the_weights_grey_or_none(
     assert settled(grey, tmp_path / "run") == ((0.5,), (0.25,))
     with pytest.raises(checkpoint.CheckpointError, match="conv1_1/kernel"):
         settled(changed(grey, model__in_channels=3), tmp_path / "run")
+    summed = changed(grey, init_from=str(rgb))
+    assert settled(summed, tmp_path / "summed") == ((0.5,), (0.25,))
+    job = Job.prepare(summed, tmp_path / "summed")
+    kernel = resumption.first_state(job, None)[1].params["conv1_1"]["kernel"]
+    theirs = vgg_flax.load(rgb).variables["params"]["conv1_1"]["kernel"]
+    np.testing.assert_allclose(kernel[:, :, 0], theirs.sum(axis=2), rtol=1e-5)
+    # conv1_1 of its own: what the weights take does not matter.
+    other = changed(summed, init_layers=("conv5_1",), data__mean=(0.1,))
+    other = changed(other, data__std=(0.2,))
+    assert settled(other, tmp_path / "other") == ((0.1,), (0.2,))

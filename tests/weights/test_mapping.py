@@ -141,7 +141,11 @@ def test_what_stands_around_names_is_taken_off_and_told(
 
 FC6_FC7 = r"classifier\.[03]"
 HEADS: dict[str, dict[str, np.ndarray]] = {  # of one's own, beside the convolutions
-    "Linear": {"classifier.weight": np.ones((2, 128)), "classifier.bias": np.ones(2)},
+    "Linear and more": {
+        "classifier.weight": np.ones((2, 128)),
+        "classifier.bias": np.ones(2),
+        "loss.class_weights": np.ones(2),
+    },
     "Sequential": {
         **{n: t for n, t in torchvision_tensors().items() if re.match(FC6_FC7, n)},
         "classifier.6.0.weight": np.ones((2, 12)),
@@ -162,7 +166,7 @@ def test_the_convolutions_load_whatever_the_head_is(head: str, prefix: str) -> N
     assert "include_top=False" in message
     # Some take a window of 2, and the others' size is asked for.
     options: Any = {"include_top": False, "crop_size": 64, "test_scale": 64}
-    if head in ("Linear", "Sequential"):
+    if head in ("Linear and more", "Sequential"):
         weights = mapping.to_weights(whole, include_top=False)
         assert weights.card.preprocessing.crop_size == 64
     else:
@@ -180,6 +184,82 @@ def test_the_convolutions_load_whatever_the_head_is(head: str, prefix: str) -> N
     for name in ("features.30.weight", "features.1.running_mean"):
         more = {**whole, prefix + name: np.ones((2, 2, 3, 3), np.float32)}
         assert f"{prefix + name}: unexpected" in listed(more, **options)
+
+
+LINEAR_NAMES = [
+    ("torchvision", "classifier"),
+    ("torchvision", "classifier.0"),
+    ("torchvision", "fc"),
+    ("torchvision", "head"),
+    ("torchvision before March 2017", "classifier.1"),
+    ("Keras applications", "predictions/predictions"),
+    ("Keras applications", "dense/dense"),
+    ("Keras 3", "layers/dense/vars"),
+]
+
+
+@pytest.mark.parametrize(("lineage", "name"), LINEAR_NAMES)
+@pytest.mark.parametrize("window", [2, 3, 7])
+def test_one_layer_over_a_window_loads_whole(
+    lineage: str, name: str, window: int
+) -> None:
+    tensors, rng = torchvision_tensors(), np.random.default_rng(0)
+    kernel = rng.normal(0, 0.1, (6, WIDTHS[-1], window, window))  # of O, C, H, W
+    bias = rng.normal(size=6)
+    options: Any = {}
+    if "Keras" not in lineage:
+        file = {n: t for n, t in tensors.items() if n.startswith("features")}
+        file |= {f"{name}.weight": kernel.reshape(6, -1), f"{name}.bias": bias}
+    else:
+        file = {
+            n: t for n, t in keras_tensors(tensors).items() if n.startswith("block")
+        }
+        leaves = ("0", "1") if lineage == "Keras 3" else ("kernel:0", "bias:0")
+        if lineage == "Keras 3":
+            arrays = iter(file.values())
+            file = {
+                f"layers/conv2d{f'_{i}' * (i > 0)}/vars/{leaf}": next(arrays)
+                for i in range(13)
+                for leaf in leaves
+            }
+        flat = kernel.transpose(2, 3, 1, 0).reshape(-1, 6)  # HWC
+        file |= {f"{name}/{leaves[0]}": flat, f"{name}/{leaves[1]}": bias}
+        options = {"preprocessing": "caffe"}
+    weights = mapping.to_weights(file, **options)
+    net, pixels = weights.card.model, weights.card.preprocessing
+    assert (net.head, net.fc6_window, net.num_classes) == ("linear", window, 6)
+    assert weights.lineage == lineage and weights.notes == ()
+    scale = 256 if window == 7 else 32 * window
+    assert (pixels.crop_size, pixels.test_scale) == (32 * window, scale)
+    images = rng.integers(0, 256, (1, 32 * window, 32 * window, 3)).astype(np.uint8)
+    without = mapping.to_weights(file, include_top=False, **options)
+    _, taps = without.card.model.apply(
+        without.variables, pixels.normalize(images), mutable="intermediates"
+    )
+    last_map = np.asarray(taps["intermediates"]["pool5"]).transpose(0, 3, 1, 2)
+    expected = last_map.reshape(1, -1) @ kernel.reshape(6, -1).T + bias
+    spread = np.ptp(expected)
+    np.testing.assert_allclose(logits(weights, images), expected, atol=1e-4 * spread)
+
+
+def test_one_layer_beside_others_is_a_head_of_ones_own() -> None:
+    body = {n: t for n, t in torchvision_tensors().items() if n.startswith("features")}
+    one = {"classifier.0.weight": np.ones((6, 128)), "classifier.0.bias": np.ones(6)}
+    others: tuple[dict[str, np.ndarray], ...] = (
+        {"classifier.2.weight": np.ones((2, 6)), "classifier.2.bias": np.ones(2)},
+        {"classifier.1.running_mean": np.ones(6)},
+        {"embedding.weight": np.ones((5, 5))},
+    )
+    for other in others:
+        message = listed(body | one | other)
+        assert "classifier.3.weight: missing" in message
+        assert "include_top=False" in message
+        weights = mapping.to_weights(body | one | other, include_top=None)
+        assert weights.card.model.head == "none"
+        assert all(name in weights.notes[-1] for name in one | other)
+    assert mapping.to_weights(body | one).card.model.head == "linear"
+    uneven = {**one, "classifier.0.weight": np.ones((6, 127))}
+    assert "classifier.3.weight: missing" in listed(body | uneven)
 
 
 def test_half_of_a_vggs_head_is_no_head_of_ones_own() -> None:

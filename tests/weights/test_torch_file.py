@@ -12,6 +12,7 @@ import struct
 import zipfile
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from torchvision_net import torchvision_tensors
@@ -19,7 +20,7 @@ from weight_files import DATA, TORCH_ARRAYS, assert_equal, little_memory, refusa
 
 import vgg_flax
 from vgg_flax.weights import WeightsError
-from vgg_flax.weights.containers import formats
+from vgg_flax.weights.containers import formats, torch_pickle, torch_writer
 
 # torch itself
 
@@ -68,6 +69,76 @@ def test_torch_saves_and_we_read(is_zip: bool, protocol: int, tmp_path: pathlib.
         container = formats.read(path)
         assert_equal(container.tensors, arrays)
         assert container.format == ("torch_zip" if is_zip else "torch_legacy")
+
+
+def some_arrays() -> dict[str, np.ndarray]:
+    """One of each dtype that torch stores, in shapes and orders of all kinds."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{name.lower()}.weight": (9 * rng.normal(size=(5, 3, i + 1))).astype(dtype)
+        for i, (name, dtype) in enumerate(torch_pickle.STORAGES.items())
+    }
+    arrays["turned"] = rng.normal(size=(4, 7)).astype(np.float32).T
+    arrays["big-endian"] = rng.normal(size=(2, 3)).astype(">f4")
+    arrays['name ünd "so"'] = np.float32([[1.5]])
+    return arrays | {"scalar": np.array(3.5), "nothing": np.zeros((0, 2), np.float32)}
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_we_write_and_torch_loads(mmap: bool, tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch")
+    path, arrays = tmp_path / "net.pth", some_arrays()
+    torch_writer.write(path, arrays, {"vgg_flax": "{}"})
+    state = torch.load(path, weights_only=True, mmap=mmap)
+    assert type(state) is collections.OrderedDict and [*state] == [*arrays]
+    for name, array in arrays.items():
+        tensor = state[name]
+        assert tuple(tensor.shape) == array.shape and tensor.is_contiguous()
+        assert not tensor.requires_grad
+        as_numbers = tensor.double().numpy()
+        np.testing.assert_array_equal(as_numbers, array.astype(np.float64))
+        assert str(tensor.dtype).removeprefix("torch.") == array.dtype.name
+        assert tensor.data_ptr() % 64 == 0 or not mmap or not array.size
+
+
+def test_what_we_write_we_read(tmp_path: pathlib.Path) -> None:
+    path, arrays = tmp_path / "net.pth", some_arrays()
+    texts = {"vgg_flax": '{"name": "ünd\\n"}', "more": ""}
+    torch_writer.write(path, arrays, texts)
+    container = formats.read(path)
+    native = {n: a.astype(a.dtype.newbyteorder("<")) for n, a in arrays.items()}
+    assert_equal(container.tensors, native)
+    assert (container.format, container.metadata) == ("torch_zip", texts)
+    again = tmp_path / "again.pth"
+    torch_writer.write(again, arrays, texts)
+    assert again.read_bytes() == path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.read("archive/version") == b"3\n"
+
+
+def test_a_large_net_is_written_without_a_copy_of_it(tmp_path: pathlib.Path) -> None:
+    arrays = {str(i): np.ones((1 << 20,), np.float32) for i in range(8)}
+    with little_memory(6 << 20):  # one tensor at a time
+        torch_writer.write(tmp_path / "net.pth", arrays, {})
+
+
+def test_what_torch_cannot_store_is_refused(tmp_path: pathlib.Path) -> None:
+    arrays = {"conv": np.zeros(3, ml_dtypes.float8_e4m3fn)}
+    with pytest.raises(WeightsError, match=r"conv is of float8_e4m3fn.* expected .*32"):
+        torch_writer.write(tmp_path / "net.pth", arrays, {})
+
+
+def test_texts_beside_tensors_that_are_none_are_passed_over(
+    tmp_path: pathlib.Path,
+) -> None:
+    path = tmp_path / "net.pth"
+    torch_writer.write(path, {"a": np.zeros((2, 2), np.float32)}, {"one": "1"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/extra/bytes", b"\xff\xfe")
+        archive.writestr("archive/extra/long", bytes(17 << 20))
+        archive.writestr("other/extra/two", b"2")
+    assert formats.read(path).metadata == {"one": "1"}
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

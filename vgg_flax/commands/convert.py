@@ -11,9 +11,10 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "convert",
         help="turn weights into a checkpoint, or back under a peer's names",
-        description="DST ending in .safetensors: torchvision's names (or timm's, with "
-        "--format timm); in .h5: Keras's; anything else: a run directory that "
-        "vgg_flax.load and --config.init_from read. There and back is bit-equal.",
+        description="DST ending in .safetensors or .pth: torchvision's names (or "
+        "timm's, with --format timm); in .weights.h5 or .h5: those of Keras 3 or 2; "
+        "anything else: a run directory that vgg_flax.load and --config.init_from "
+        "read. There and back is bit-equal.",
     )
     command.add_argument("weights", metavar="SRC", help=weights_options.WHAT)
     command.add_argument("dst", metavar="DST", help="what to write; must not exist")

@@ -10,6 +10,7 @@ _OPTIONS = (
     "step",
     "entry",
     "variant",
+    "in_channels",
     "preprocessing",
     "mean",
     "std",
@@ -31,6 +32,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     add("--entry", help="of a training checkpoint with several nets: model_ema")
     add("--variant", type=_variant, help="where names can't tell: vgg11_lrn")
+    add("--in-channels", type=int, help="1: RGB weights, summed for grey images")
     add("--preprocessing", help="the pixels, where the file can't tell: caffe, ...")
     add("--mean", type=_numbers, help="of pixels in [0, 1], by hand: 0.5,0.5,0.5")
     add("--std", type=_numbers, help="with it")

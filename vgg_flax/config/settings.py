@@ -41,6 +41,7 @@ class ModelConfig:
         choices={
             "fc": "fc6, fc7 and fc8, as in the paper",
             "gap": "global average pooling and fc8",
+            "linear": "fc8 alone, over fc6's window",
         },
     )
     dropout_rate: float = setting(
@@ -224,9 +225,7 @@ class OptimizerConfig:
     learning_rate: float = setting(
         0.01, "the largest one, which the schedule scales", low=0
     )
-    momentum: float = setting(
-        0.9, "share of the last direction that is kept", low=0, high=1
-    )
+    momentum: float = setting(0.9, "share of the last direction kept", low=0, high=1)
     nesterov: bool = setting(False, "whether the momentum is Nesterov's")
     weight_decay: float = setting(
         5e-4, "factor of the params that is added to their gradients", low=0

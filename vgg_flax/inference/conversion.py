@@ -14,11 +14,11 @@ from vgg_flax.weights import WeightsError
 from vgg_flax.weights.containers import writers
 from vgg_flax.weights.lineages import layouts, mapping, metadata
 
-# Format -> the lineage whose names and axes it has, and the file's suffix.
+# Format -> by the file's suffix, the lineage whose names and axes it has.
 FORMATS = {
-    "torchvision": ("torchvision", ".safetensors"),
-    "timm": ("timm", ".safetensors"),
-    "keras": ("Keras applications", ".h5"),
+    "torchvision": {".safetensors": "torchvision", ".pth": "torchvision"},
+    "timm": {".safetensors": "timm", ".pth": "timm"},
+    "keras": {".h5": "Keras applications", ".weights.h5": "Keras 3"},
 }
 
 
@@ -27,9 +27,10 @@ def save(net: Net, target: str | os.PathLike[str], format: str | None = None) ->
 
     Args:
       net: to be written.
-      target: a file ending in .safetensors or .h5, or else a new run directory.
-      format: a key of `FORMATS`; None: by the suffix, torchvision's for .safetensors,
-        Keras's for .h5, and a checkpoint otherwise.
+      target: a file ending in .safetensors, .pth, .h5 (as Keras 2 wrote it) or
+        .weights.h5 (as Keras 3 does), or else a new run directory.
+      format: a key of `FORMATS`; None: by the suffix, torchvision's for .safetensors
+        and .pth, Keras's for .h5, and a checkpoint otherwise.
 
     Raises:
       WeightsError: the format does not go with the suffix or has no place for a
@@ -46,8 +47,8 @@ def save(net: Net, target: str | os.PathLike[str], format: str | None = None) ->
             f"{path}: a net that ends with {net.model.until} has no name among "
             f"{format}'s; write a checkpoint: a name without a suffix"
         )
-    lineage, suffix = FORMATS[format]
-    layout = layouts.BY_NAME[lineage]
+    suffix = _suffix(path)
+    layout = layouts.BY_NAME[FORMATS[format][suffix]]
     # Keras's nets want blue first; a net made for other pixels stays in RGB, and the
     # file says so. At which size is no matter of channels.
     native = layouts.PIXELS[layout.pixels]
@@ -79,13 +80,15 @@ def _format_of(path: pathlib.Path, format: str | None) -> str | None:
     Raises:
       WeightsError: the name and the format do not go together, or `path` exists.
     """
+    suffix = _suffix(path)
     if format is None:
-        format = next((f for f, (_, s) in FORMATS.items() if s == path.suffix), None)
-    unwritable = (".pth", ".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz")
-    if path.suffix in unwritable or path.name.endswith(".weights.h5"):
+        format = next(
+            (f for f, suffixes in FORMATS.items() if suffix in suffixes), None
+        )
+    if suffix in (".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz"):
         raise WeightsError(
-            f"{path}: cannot be written; expected a name in .safetensors or .h5 (as "
-            "Keras 2 wrote it), or a run directory"
+            f"{path}: cannot be written; expected a name in .safetensors, .pth, .h5 "
+            "(as Keras 2 wrote it) or .weights.h5 (Keras 3), or a run directory"
         )
     if path.exists():
         raise WeightsError(f"{path} exists; choose another name, or remove it")
@@ -93,10 +96,14 @@ def _format_of(path: pathlib.Path, format: str | None) -> str | None:
         return None
     if format not in FORMATS:
         raise WeightsError(f"format {format!r}; known: {', '.join(FORMATS)}")
-    _, suffix = FORMATS[format]
-    if path.suffix != suffix:
-        raise WeightsError(f"{path}: {format}'s files end in {suffix}")
+    if suffix not in FORMATS[format]:
+        known = " or ".join(FORMATS[format])
+        raise WeightsError(f"{path}: {format}'s files end in {known}")
     return format
+
+
+def _suffix(path: pathlib.Path) -> str:
+    return ".weights.h5" if path.name.endswith(".weights.h5") else path.suffix
 
 
 def _with_zero_biases(net: Net) -> Net:

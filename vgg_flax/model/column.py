@@ -86,15 +86,16 @@ def _head(net: "VGG", call: Call) -> Iterator[NamedLayer]:
             x = layers.example_dropout(x, net.dropout_rate, key, index)
         return _conv(net, name, width, window, fc_init)(x)
 
+    if net.adaptive_pool and net.head in ("fc", "linear"):
+        yield "avgpool", average
     if net.head == "fc":
-        if net.adaptive_pool:
-            yield "avgpool", average
         for k, width in enumerate(net.fc_widths, start=6):
             window = net.fc6_window if k == 6 else 1
             yield f"fc{k}", functools.partial(connect, f"fc{k}", width, window)
             yield f"relu{k}", layers.relu
     if net.head != "none":
-        scores = functools.partial(connect, "fc8", net.num_classes, 1)
+        window = net.fc6_window if net.head == "linear" else 1
+        scores = functools.partial(connect, "fc8", net.num_classes, window)
         yield "fc8", lambda x: scores(x).astype(net.param_dtype)
 
 

@@ -14,6 +14,7 @@ _HEAD = {
     "classifier.4": "relu7",
     "classifier.5": "relu7",
     "classifier.6": "fc8",
+    "classifier": "fc8",  # as a whole, of any head
     "pre_logits.fc1": "fc6",
     "pre_logits.act1": "relu6",
     "pre_logits.drop": "relu6",

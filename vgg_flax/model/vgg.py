@@ -32,8 +32,9 @@ class VGG(nn.Module):
       width_multiplier: scales the convolutions' widths (64, 128, 256, 512, 512).
       fc_widths: widths of fc6 and fc7.
       fc6_window: side of fc6's window on the last map: 7 at 224 pixels, 1 at 32.
-      head: "fc" (fc6, fc7, fc8); "gap": global average pool and fc8 alone; "none":
-        pool5 is the score map, and its mean the "logits": features only.
+      head: "fc" (fc6, fc7, fc8); "linear": fc8 alone, over fc6's window; "gap": global
+        average pool and fc8 alone; "none": pool5 is the score map, and its mean the
+        "logits": features only.
       dropout_rate: after fc6 and fc7, in training.
       initializer: a key of `layers.INITIALIZERS`; biases start at zero.
       dtype: of the computation. Params are float32 (float64 if this is), as are
@@ -111,8 +112,12 @@ class VGG(nn.Module):
         """The smallest side, in pixels, of an image that has this layer's output."""
         if part_of(layer) in STAGES:
             return 2 ** (part_of(layer) - (not layer.startswith("pool")))
-        slides = self.head == "fc" and not self.adaptive_pool
-        return 32 * (self.fc6_window if slides else 1)
+        return 32 * (1 if self.adaptive_pool else self.head_window)
+
+    @property
+    def head_window(self) -> int:
+        """The side, on the last map, of what a position of the score map sees."""
+        return self.fc6_window if self.head in ("fc", "linear") else 1
 
     def __call__(
         self,
@@ -150,7 +155,7 @@ class VGG(nn.Module):
             return scores
         if sizes is None or self.adaptive_pool:
             return scores.mean(axis=(1, 2))
-        extents = sizes // 32 - (self.fc6_window - 1 if self.head == "fc" else 0)
+        extents = sizes // 32 - (self.head_window - 1)
         total = layers_lib.keep_inside(scores, extents).sum(axis=(1, 2))
         return total / extents.prod(axis=1, keepdims=True).astype(total.dtype)
 
@@ -164,7 +169,7 @@ class VGG(nn.Module):
     ) -> jax.Array:
         """The class scores at every position: `[batch, h, w, num_classes]`.
 
-        `h = height // 32 - fc6_window + 1` (1 with `adaptive_pool`); call it with
+        `h = height // 32 - head_window + 1` (1 with `adaptive_pool`); call it with
         `method="score_map"`. Of an image smaller than the batch's, as `sizes` has it,
         the positions are those of its own height and width; beyond is garbage.
         """
@@ -283,9 +288,9 @@ class VGG(nn.Module):
                 "pixels a side"
             )
         raise ValueError(
-            f"images have shape {images.shape}; five pools and fc6's window of "
-            f"{self.fc6_window} need at least {smallest} pixels a side: larger images, "
-            "a smaller fc6_window, or head='gap'"
+            f"images have shape {images.shape}; five pools and a window of "
+            f"{self.head_window} need at least {smallest} pixels a side: larger "
+            "images, a smaller fc6_window, or head='gap'"
         )
 
     def _tap(self, name: str, x: jax.Array) -> jax.Array:

@@ -149,10 +149,12 @@ def load_weights(config: Config) -> Net | None:
         return None
     head = [name for name in _HEAD if _takes(config, name)]
     dtype = "float64" if config.model.dtype == "float64" else None
+    is_grey = config.model.in_channels == 1
     try:
         return loading.load(
             config.init_from,
             include_top=None if head else False,
+            in_channels=1 if is_grey and _takes(config, "conv1_1") else None,
             dtype=dtype,
         )
     except VGGFlaxError as error:

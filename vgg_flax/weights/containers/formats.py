@@ -34,7 +34,7 @@ class Container:
       format: of `READERS`.
       sha256: of the file, in hex.
       metadata: text that the format lets a writer add: safetensors' `__metadata__`,
-        HDF5's root attributes.
+        HDF5's root attributes, a zip file's `extra/`.
     """
 
     path: str
@@ -86,7 +86,9 @@ def _one_set(
 
 READERS = (
     Reader("hdf5", hdf5_file.recognises, _one_set(hdf5_file.read), hdf5_file.metadata),
-    Reader("torch_zip", torch_file.is_zip, torch_file.read_zip),
+    Reader(
+        "torch_zip", torch_file.is_zip, torch_file.read_zip, torch_file.zip_metadata
+    ),
     Reader("torch_legacy", torch_file.is_legacy, torch_file.read_legacy),
     Reader(
         "safetensors",

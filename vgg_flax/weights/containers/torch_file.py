@@ -22,6 +22,10 @@ from vgg_flax.weights.containers import mapped_file, torch_entries, torch_pickle
 # The number whose pickle opens torch.save's old files, as that pickle spells it.
 _LEGACY_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."
 _LEGACY_VERSION = 1001
+# Where `writers` puts what it writes: torch's own name for an archive, and, in it, that
+# of TorchScript's files of one's own, which `torch.load` passes over.
+ROOT, EXTRA = "archive/", "extra/"
+_TEXT_LIMIT = 16 << 20  # bytes; as safetensors' header
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -63,6 +67,12 @@ def read_zip(file: mapped_file.MappedFile) -> mapped_file.Entries:
         entries = torch_entries.entries(file, unpickler.load_one())
         contents = {key: archive.storage(key) for key in unpickler.storages}
     return _make_arrays(file, entries, contents)
+
+
+def zip_metadata(file: mapped_file.MappedFile) -> dict[str, str]:
+    """The texts beside the tensors, in `extra/`, by name; raises as `read_zip`."""
+    with contextlib.closing(_Archive(file)) as archive:
+        return archive.texts()
 
 
 def read_legacy(file: mapped_file.MappedFile) -> mapped_file.Entries:
@@ -151,6 +161,17 @@ class _Archive:
     def storage(self, key: str) -> np.ndarray:
         """uint8 of a storage, its crc32 checked."""
         return self._entry(f"{self._root}data/{key}")
+
+    def texts(self) -> dict[str, str]:
+        """The entries in `extra/` that are UTF-8 and no larger than a text would be."""
+        texts, prefix = {}, f"{self._root}{EXTRA}"
+        for info in self._zip.infolist():
+            is_text = info.file_size <= _TEXT_LIMIT and info.filename.startswith(prefix)
+            if is_text:
+                content = self._entry(info.filename).tobytes()
+                with contextlib.suppress(UnicodeDecodeError):
+                    texts[info.filename.removeprefix(prefix)] = content.decode()
+        return texts
 
     def close(self) -> None:
         """What was read stays valid."""

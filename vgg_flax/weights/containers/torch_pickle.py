@@ -19,7 +19,7 @@ from vgg_flax.weights.containers import mapped_file
 
 SIZE_LIMIT = 4 << 20  # bytes; a state dict of 1,000 tensors has 100 kB
 
-_DTYPES: dict[str, Any] = {
+STORAGES: dict[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -159,8 +159,8 @@ class Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in self._functions:
             return self._functions[f"{module}.{name}"]
-        if module in ("torch", "torch.cuda") and name in _DTYPES:
-            return np.dtype(_DTYPES[name])
+        if module in ("torch", "torch.cuda") and name in STORAGES:
+            return np.dtype(STORAGES[name])
         return Placeholder(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:

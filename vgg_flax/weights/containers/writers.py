@@ -1,9 +1,12 @@
-"""Named tensors -> files that the peers read: safetensors, and Keras's legacy HDF5."""
+"""Named tensors -> files that the peers read: safetensors, PyTorch's, Keras's HDF5."""
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from vgg_flax.weights.containers import torch_writer
 
 _Tensors = Mapping[str, np.ndarray]
 
@@ -36,10 +39,31 @@ def write_keras(
             group = file.create_group(layer)
             group.attrs["weight_names"] = [f"{name}:0".encode() for name in names]
             for name in names:
-                array = tensors[name]
-                dataset = group.create_dataset(f"{name}:0", data=array)
-                if array.dtype.name == "bfloat16":  # HDF5 has none; Keras marks it so
-                    dataset.attrs["dtype"] = "bfloat16"
+                _add(group, f"{name}:0", tensors[name])
 
 
-WRITERS = {".safetensors": write_safetensors, ".h5": write_keras}
+def write_keras3(
+    path: pathlib.Path, tensors: _Tensors, metadata: dict[str, str]
+) -> None:
+    """The layout of Keras 3's `save_weights`: data sets `layers/conv2d/vars/0`."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for key, value in metadata.items():
+            file.attrs[key] = value
+        for name, array in tensors.items():
+            _add(file, name, array)
+
+
+def _add(group: Any, name: str, array: np.ndarray) -> None:
+    dataset = group.create_dataset(name, data=array)
+    if array.dtype.name == "bfloat16":  # HDF5 has none; Keras marks it so
+        dataset.attrs["dtype"] = "bfloat16"
+
+
+WRITERS = {
+    ".safetensors": write_safetensors,
+    ".pth": torch_writer.write,
+    ".h5": write_keras,
+    ".weights.h5": write_keras3,
+}

@@ -64,8 +64,8 @@ class Layout:
       dense: axes of a 2-D kernel.
       flatten: how fc6's 2-D input axis was flattened: "CHW" or "HWC".
       convolutional: the FC layers whose kernels are 4-D.
-      pooled: the prefix of the one FC layer after global pooling, where there is a
-        usual one.
+      single: the usual prefixes of the one FC layer of the heads "gap" and "linear":
+        the first is written, and is the only one that is read as a "gap".
       names_tell: whether a net of others under these names has these pixels, too;
         False: only what it holds can tell (see `pixels`).
       wrappers: a pattern of what other modules put into names, which is taken off.
@@ -83,7 +83,7 @@ class Layout:
     flatten: str
     norm: str = ""
     convolutional: tuple[str, ...] = ()
-    pooled: str = ""
+    single: tuple[str, ...] = ()
     names_tell: bool = True
     wrappers: str = ""
     rename: tuple[tuple[str, str], ...] = ()
@@ -122,7 +122,7 @@ LAYOUTS = (
         conv="features.{index}.",
         norm="features.{norm}.",
         fc=("classifier.0.", "classifier.3.", "classifier.6."),
-        pooled="classifier.",
+        single=("classifier.", "classifier.0.", "fc.", "head.", "linear."),
         **_TORCH,
     ),
     Layout(
@@ -131,6 +131,7 @@ LAYOUTS = (
         conv="features.{index}.",
         norm="features.{norm}.",
         fc=("classifier.1.", "classifier.4.", "classifier.6."),
+        single=("classifier.1.",),  # behind a dropout, in nets of any year
         **_TORCH,
     ),
     Layout(
@@ -163,7 +164,7 @@ LAYOUTS = (
         pixels="caffe",
         conv="block{stage}_conv{number}/",
         fc=("fc1/", "fc2/", "predictions/"),
-        pooled="predictions/",
+        single=("predictions/", "dense/"),
         names_tell=False,  # anyone's who trains keras.applications.VGG16(weights=None)
         leaves={"kernel": "kernel", "bias": "bias"},
         # block1_conv1/block1_conv1_W_1:0, fc1/fc1/kernel:0, model_weights/fc1/..., and
@@ -181,7 +182,7 @@ LAYOUTS = (
         pixels="caffe",
         conv="layers/conv2d{keras}/vars/",
         fc=("layers/dense/vars/", "layers/dense_1/vars/", "layers/dense_2/vars/"),
-        pooled="layers/dense/vars/",
+        single=("layers/dense/vars/",),
         names_tell=False,  # Keras counts layers: every backbone and head is named so
         ignored=_OPTIMIZER,
         **_KERAS3,
@@ -232,6 +233,7 @@ class Slot(NamedTuple):
     leaf: str
     foreign: str
     window: int = 0  # the kernel's side, where Table 1 gives it
+    is_flat: bool = False  # whether it takes the last map, flattened
 
     @property
     def path(self) -> str:
@@ -240,12 +242,18 @@ class Slot(NamedTuple):
 
 
 def slots(
-    layout: Layout, variant: str, *, conv_bias: bool = True, head: str = "fc"
+    layout: Layout,
+    variant: str,
+    *,
+    conv_bias: bool = True,
+    head: str = "fc",
+    single: str = "",
 ) -> Iterator[Slot]:
     """Walks Table 1: every leaf of `variant` with its name under `layout`.
 
     Args:
       head: as of `VGG`.
+      single: of the heads "gap" and "linear": one of the layout's; "": the first.
     """
     table = VARIANTS[variant]
     index = module = count = 0
@@ -275,10 +283,12 @@ def slots(
             count += 1
         index += 1  # the pool
         module += 1
-    heads = {"fc": zip(("fc6", "fc7", "fc8"), layout.fc, strict=True)}
-    heads |= {"gap": (("fc8", layout.pooled),), "none": ()}
-    for layer, prefix in heads[head]:
-        yield _slot(layout, "params", layer, "kernel", prefix)
+    one = (("fc8", single or "".join(layout.single[:1])),)
+    heads = {"fc": tuple(zip(("fc6", "fc7", "fc8"), layout.fc, strict=True))}
+    heads |= {"gap": one, "linear": one, "none": ()}
+    for i, (layer, prefix) in enumerate(heads[head]):
+        kernel = _slot(layout, "params", layer, "kernel", prefix)
+        yield kernel._replace(is_flat=i == 0)
         yield _slot(layout, "params", layer, "bias", prefix)
 
 
@@ -288,11 +298,17 @@ def _slot(
     return Slot(collection, layer, leaf, prefix + layout.leaves[leaf], window)
 
 
+def window_of(inputs: int, channels: int) -> int:
+    """The side of the map of `channels` that was flattened to `inputs`; 0: of none."""
+    side = math.isqrt(inputs // max(channels, 1))
+    return side if side * side * channels == inputs else 0
+
+
 def turn(layout: Layout, slot: Slot, array: np.ndarray, channels: int) -> np.ndarray:
     """A foreign array as ours, kernels HWIO: a view, wherever NumPy can give one.
 
     Args:
-      channels: of the last convolution, to find fc6's window in a flattened kernel.
+      channels: of the last convolution, to find the window in a flattened kernel.
 
     Raises:
       ValueError: it cannot be what the slot needs.
@@ -311,9 +327,9 @@ def turn(layout: Layout, slot: Slot, array: np.ndarray, channels: int) -> np.nda
     if array.ndim != 2 or not is_fc:
         raise ValueError("not a kernel")
     sizes = {"H": 1, "W": 1, "C": array.shape[layout.dense.index("I")]}
-    if slot.layer == "fc6":
-        side = math.isqrt(sizes["C"] // channels)
-        if side * side * channels != sizes["C"]:
+    if slot.is_flat:
+        side = window_of(sizes["C"], channels)
+        if not side:
             raise ValueError(f"its input is no square window of {channels} channels")
         sizes = {"H": side, "W": side, "C": channels}
     axes = layout.dense.replace("I", layout.flatten)  # "OCHW" or "HWCO"

@@ -86,7 +86,7 @@ def to_weights(
         include_top = include_top and written.model.head != "none"
     if variant is not None:
         match = dataclasses.replace(match, variant=_variant(variant))
-    head = ("gap" if match.head == "gap" else "fc") if include_top else "none"
+    head = ("fc" if match.head == "none" else match.head) if include_top else "none"
     wanted, chosen, left_out = _choose(match, tensors, head)
     turned = _turn(match, wanted, chosen, tensors)
     if written is not None and variant is None:
@@ -148,10 +148,10 @@ def to_tensors(
     Raises:
       WeightsError: the layout has no place for a leaf of the net.
     """
-    if net.head == "gap":
+    if net.head in ("gap", "linear") and not layout.single:
         raise WeightsError(
-            f"{layout.name} has no place for a head of global average pooling; convert "
-            "to a checkpoint instead"
+            f"{layout.name} has no place for a head of one FC layer, head="
+            f"{net.head!r}; torchvision's and Keras's names have: leave --format out"
         )
     flat = {
         path: np.asarray(leaf)
@@ -206,7 +206,8 @@ def _choose(
       WeightsError: listing the missing and the unexpected.
     """
     layout, variant, bias = match.layout, match.variant, match.conv_bias
-    wanted = list(layouts.slots(layout, variant, conv_bias=bias, head=head))
+    more: Any = {"head": head, "single": match.single}
+    wanted = list(layouts.slots(layout, variant, conv_bias=bias, **more))
     tops: set[str] = set()
     if head == "none":
         tops |= {slot.foreign for slot in recognition.top_slots(match)}
@@ -306,9 +307,12 @@ def _model_of(
     }
     if head == "none":
         return VGG(**fields, head=head)
-    if head == "gap":
-        classes = turned["params/fc8/kernel"].shape[-1]
-        return VGG(**fields, head=head, num_classes=classes)
+    if head in ("gap", "linear"):
+        window, _, _, classes = turned["params/fc8/kernel"].shape
+        sizes = {"num_classes": classes} | (
+            {"fc6_window": window} if window > 1 else {}
+        )
+        return VGG(**fields, head=head, **sizes)
     kernels = [turned[f"params/{layer}/kernel"] for layer in ("fc6", "fc7", "fc8")]
     return VGG(
         **fields,

@@ -7,7 +7,6 @@ fc6's window. What none of these tells is asked for.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -182,15 +181,16 @@ def _trained_side(match: Match, tensors: Tensors, pixels: Pixels) -> int | None:
     if match.head == "none":
         return pixels.preprocessing.crop_size
     slot = recognition.top_slots(match)[0]
-    if slot.layer == "fc6" and slot.foreign not in match.names:
+    if slot.foreign not in match.names:
         return _side_of_another_head(match, tensors)
-    if slot.layer != "fc6":
-        return None  # after global pooling
-    layout, fc6 = match.layout, tensors[match.names[slot.foreign]]
-    if fc6.ndim == 4 and "fc6" not in layout.convolutional and fc6.shape[:2] != (1, 1):
+    if match.head == "gap":
+        return None
+    layout, first = match.layout, tensors[match.names[slot.foreign]]
+    is_known = slot.layer in layout.convolutional or first.shape[:2] == (1, 1)
+    if first.ndim == 4 and not is_known:
         return None  # another net's, whose classifier is convolutional
     try:
-        kernel = layouts.turn(layout, slot, fc6, recognition.channels(match, tensors))
+        kernel = layouts.turn(layout, slot, first, recognition.channels(match, tensors))
     except ValueError:
         return None
     height, width = kernel.shape[:2]
@@ -208,8 +208,8 @@ def _side_of_another_head(match: Match, tensors: Tensors) -> int | None:
         array = tensors[found]
         if recognition.is_of_head(match.layout, name) and array.ndim == 2:
             inputs = array.shape[match.layout.dense.index("I")]
-            window = math.isqrt(inputs // max(channels, 1))
-            if window > 1 and window * window * channels == inputs:
+            window = layouts.window_of(inputs, channels)
+            if window > 1:
                 sides.add(32 * window)
     return sides.pop() if len(sides) == 1 else None
 

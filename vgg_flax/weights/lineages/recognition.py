@@ -23,10 +23,12 @@ class Match:
       layout: whose names they are.
       variant: a key of `VARIANTS`.
       conv_bias: whether the convolutions have biases.
-      head: as of `VGG`: "fc" if there is any FC layer, "gap" if there is one alone
-        that takes the last convolution's channels, else "none".
+      head: as of `VGG`: "gap" if its FC layer is one alone that takes the last
+        convolution's channels, "linear" if that takes a window of them, "fc" if there
+        is any other FC layer, else "none".
       names: the file's names, by the names that the layout gives.
       around: as of `OwnNames`.
+      single: the prefix of the FC layer that is alone.
     """
 
     layout: Layout
@@ -35,6 +37,7 @@ class Match:
     head: str
     names: dict[str, str]
     around: str = ""
+    single: str = ""
 
 
 class OwnNames(NamedTuple):
@@ -122,18 +125,27 @@ def recognise(tensors: Tensors) -> Match:
             f"no lineage of VGG names its tensors like this: {shortened(tensors)}; "
             "known: " + ", ".join(layout.name for layout in layouts.LAYOUTS)
         )
-    return dataclasses.replace(best[1], head=_head(best[1], tensors))
+    return _with_head(best[1], tensors)
 
 
-def _head(match: Match, tensors: Tensors) -> str:
-    """Of a match whose own is "none" so far."""
+def _with_head(match: Match, tensors: Tensors) -> Match:
+    """A match whose head is "none" so far, with that of the file."""
     layout = match.layout
-    there = {slot.foreign for slot in top_slots(match)} & match.names.keys()
-    kernel = tensors.get(match.names.get(layout.pooled + layout.leaves["kernel"], ""))
-    if layout.pooled and kernel is not None and kernel.ndim == 2 and len(there) <= 2:
-        is_pooled = kernel.shape[layout.dense.index("I")] == channels(match, tensors)
-        return "gap" if is_pooled else "fc"
-    return "fc" if there else "none"
+    head = {name for name in match.names if is_of_head(layout, name)}
+    for single in layout.single:
+        kernel, bias = (single + layout.leaves[leaf] for leaf in ("kernel", "bias"))
+        if head != {kernel, bias} or tensors[match.names[kernel]].ndim != 2:
+            continue
+        inputs = tensors[match.names[kernel]].shape[layout.dense.index("I")]
+        side = layouts.window_of(inputs, channels(match, tensors))
+        # After global pooling anything is called so, and its size would be asked for.
+        if side > 1 or (side and single == layout.single[0]):
+            name = "gap" if side == 1 else "linear"
+            return dataclasses.replace(match, head=name, single=single)
+    tops = {slot.foreign for slot in top_slots(match)}
+    tops |= {single + layout.leaves["kernel"] for single in layout.single[:1]}
+    is_there = bool(tops & match.names.keys())
+    return dataclasses.replace(match, head="fc" if is_there else "none")
 
 
 def channels(match: Match, tensors: Tensors) -> int:
@@ -148,8 +160,8 @@ def channels(match: Match, tensors: Tensors) -> int:
 
 def top_slots(match: Match) -> list[Slot]:
     """Those of the FC layers, as they are or, without any, would be in the file."""
-    head = "gap" if match.head == "gap" else "fc"
-    every = layouts.slots(match.layout, match.variant, head=head)
+    head = "fc" if match.head == "none" else match.head
+    every = layouts.slots(match.layout, match.variant, head=head, single=match.single)
     return [slot for slot in every if slot.layer.startswith("fc")]
 
 
