@@ -7,17 +7,16 @@ from vgg_flax.config.colors import (
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
+from vgg_flax.config.data_settings import DataConfig, mean_and_std
 from vgg_flax.config.field import Field
 from vgg_flax.config.serialization import differences, flatten, from_dict, to_json
 from vgg_flax.config.settings import (
     PAPER_INIT_LAYERS,
     Config,
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     ProfileConfig,
     fields,
-    mean_and_std,
 )
 
 __all__ = [

@@ -3,13 +3,8 @@
 import dataclasses
 
 from vgg_flax.config import serialization
-from vgg_flax.config.settings import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    fields,
-    mean_and_std,
-)
+from vgg_flax.config.data_settings import DataConfig, mean_and_std
+from vgg_flax.config.settings import Config, ModelConfig, fields
 from vgg_flax.errors import ConfigError
 
 
