@@ -1,4 +1,4 @@
-"""`vgg-flax convert`: a net as a checkpoint, or out under a peer's names."""
+"""`vgg-flax convert`: a net as a checkpoint, as ONNX, or out under a peer's names."""
 
 import dataclasses
 import os
@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from vgg_flax import storage
+from vgg_flax.inference import onnx_export
 from vgg_flax.model import VARIANTS
 from vgg_flax.net import Net
 from vgg_flax.runs import checkpoint
@@ -20,24 +21,42 @@ FORMATS = {
     "timm": ("timm", ".safetensors"),
     "keras": ("Keras applications", ".h5"),
 }
+_READ_ALONE = (".pth", ".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz")
+_EXPECTED = (
+    "expected a name in .safetensors, .onnx or .h5 (as Keras 2 wrote it), or a run "
+    "directory: a name without a suffix"
+)
 
 
-def save(net: Net, target: str | os.PathLike[str], format: str | None = None) -> str:
+def save(
+    net: Net,
+    target: str | os.PathLike[str],
+    format: str | None = None,
+    input: str | None = None,
+) -> str:
     """Writes `net` to `target`, whole or not at all; returns what it wrote, in words.
 
     Args:
       net: to be written.
-      target: a file ending in .safetensors or .h5, or else a new run directory.
+      target: a file ending in .safetensors, .h5 or .onnx, in small letters or
+        capitals, or else a new run directory.
       format: a key of `FORMATS`; None: by the suffix, torchvision's for .safetensors,
         Keras's for .h5, and a checkpoint otherwise.
+      input: of ONNX, as of `onnx_export.save`; None: "uint8".
 
     Raises:
-      WeightsError: the format does not go with the suffix or has no place for a
-        leaf, or `target` exists.
+      WeightsError: a suffix of letters that is none of these, the format does not go
+        with the suffix or has no place for a leaf, or `target` exists.
       CheckpointError: the checkpoint cannot be written.
     """
     path = pathlib.Path(target)
     format = _format_of(path, format)
+    if path.suffix.lower() == ".onnx":
+        return onnx_export.save(net, path, input or "uint8")
+    if input is not None:
+        raise WeightsError(
+            f"{path}: input={input!r} (--input) is of .onnx; leave it out"
+        )
     if format is None:
         checkpoint.save_variables(path, net.variables, net.card.to_json())
         return f"a checkpoint; vgg_flax.load({str(path)!r}) reads it"
@@ -79,13 +98,15 @@ def _format_of(path: pathlib.Path, format: str | None) -> str | None:
     Raises:
       WeightsError: the name and the format do not go together, or `path` exists.
     """
+    given = path.suffix.lower()
+    written = {".onnx", *writers.WRITERS}
     if format is None:
-        format = next((f for f, (_, s) in FORMATS.items() if s == path.suffix), None)
-    unwritable = (".pth", ".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz")
-    if path.suffix in unwritable or path.name.endswith(".weights.h5"):
+        format = next((f for f, (_, s) in FORMATS.items() if s == given), None)
+    if given in _READ_ALONE or path.name.lower().endswith(".weights.h5"):
+        raise WeightsError(f"{path}: cannot be written; {_EXPECTED}")
+    if given not in written and given[1:].isalpha():  # runs/v1.2 is a directory
         raise WeightsError(
-            f"{path}: cannot be written; expected a name in .safetensors or .h5 (as "
-            "Keras 2 wrote it), or a run directory"
+            f"{path}: nothing is known that ends in {given}; {_EXPECTED}"
         )
     if path.exists():
         raise WeightsError(f"{path} exists; choose another name, or remove it")
@@ -94,7 +115,7 @@ def _format_of(path: pathlib.Path, format: str | None) -> str | None:
     if format not in FORMATS:
         raise WeightsError(f"format {format!r}; known: {', '.join(FORMATS)}")
     _, suffix = FORMATS[format]
-    if path.suffix != suffix:
+    if given != suffix:
         raise WeightsError(f"{path}: {format}'s files end in {suffix}")
     return format
 

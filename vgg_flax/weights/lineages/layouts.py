@@ -220,6 +220,24 @@ LAYOUTS = (
         dense="IO",
         flatten="CHW",
     ),
+    Layout(
+        name="ONNX",  # by place in the graph: see `containers.onnx_layers`
+        pixels="torchvision",
+        conv="conv{stage}_{number}.",
+        norm="conv{stage}_{number}.norm.",
+        fc=("fc6.", "fc7.", "fc8."),
+        pooled="fc8.",
+        names_tell=False,
+        leaves={
+            "kernel": "W",
+            "bias": "B",
+            **{leaf: leaf for leaf in ("scale", "mean", "var")},
+        },
+        kernel="OIHW",
+        dense="OI",
+        flatten="CHW",
+        convolutional=("fc6", "fc7", "fc8"),
+    ),
 )
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from vgg_flax import model
 from vgg_flax.weights import WeightsError
+from vgg_flax.weights.card import ModelCard
+from vgg_flax.weights.containers.onnx_layers import Chain
 from vgg_flax.weights.lineages import layouts
 from vgg_flax.weights.lineages.layouts import Layout, Slot
 
@@ -123,6 +125,34 @@ def recognise(tensors: Tensors) -> Match:
             "known: " + ", ".join(layout.name for layout in layouts.LAYOUTS)
         )
     return dataclasses.replace(best[1], head=_head(best[1], tensors))
+
+
+def recognise_as(
+    tensors: Tensors,
+    variant: str | None,
+    written: ModelCard | None,
+    chain: Chain | None,
+) -> Match:
+    """As `recognise`; the variant of what tells more of it than names do.
+
+    Args:
+      variant: that is asked for.
+      written: the card of a file that we wrote.
+      chain: what the file's graph is.
+
+    Raises:
+      WeightsError: as of `recognise`, or no such variant.
+    """
+    match = recognise(tensors)
+    if variant is None and written is not None:
+        variant = written.variant
+    elif variant is None and chain is not None and chain.lrn:
+        variant = f"{match.variant}_lrn"
+    try:
+        name = model.variant_name(variant or match.variant)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    return dataclasses.replace(match, variant=name)
 
 
 def _head(match: Match, tensors: Tensors) -> str:
