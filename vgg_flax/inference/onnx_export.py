@@ -41,14 +41,14 @@ def save(net: Net, path: str | os.PathLike[str], input: str = "uint8") -> str:
     path = pathlib.Path(path)
     if input not in INPUTS:
         raise WeightsError(f"input={input!r} (--input); expected {' or '.join(INPUTS)}")
-    _check_packages(path)
+    onnx, runtime = _packages(path)
     _check(net, path)
     net = _as_float32(net)
-    proto = _Builder(net, input == "uint8").proto()
+    proto = _Builder(net, input == "uint8", onnx).proto()
     with storage.whole_file(path, WeightsError) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         del proto  # half a gigabyte
-        moved = _difference(net, temporary, input == "uint8")
+        moved = _difference(net, temporary, input == "uint8", runtime)
         if not moved <= _TOLERANCE:  # nor NaN
             raise WeightsError(
                 f"{path}: ONNX Runtime's logits differ from the net's by {moved:.1e} "
@@ -58,16 +58,17 @@ def save(net: Net, path: str | os.PathLike[str], input: str = "uint8") -> str:
     return f"ONNX, {input} images; onnxruntime's logits move by {moved:.1e} of theirs"
 
 
-def _check_packages(path: pathlib.Path) -> None:
+def _packages(path: pathlib.Path) -> tuple[Any, Any]:
+    """onnx and onnxruntime, of an extra that type checkers may not have here."""
     try:
-        import onnx
-        import onnxruntime
+        import onnx  # pyright: ignore[reportMissingImports]
+        import onnxruntime  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise WeightsError(
             f"{path}: writing ONNX needs the package {error.name}; install it: pip "
             "install 'vgg-flax[onnx]'"
         ) from error
-    del onnx, onnxruntime
+    return onnx, onnxruntime
 
 
 def _check(net: Net, path: pathlib.Path) -> None:
@@ -99,21 +100,19 @@ def _as_float32(net: Net) -> Net:
 class _Builder:
     """The graph so far, as a chain: each node takes what the last one gives."""
 
-    def __init__(self, net: Net, is_uint8: bool):
-        self._net, self._is_uint8 = net, is_uint8
+    def __init__(self, net: Net, is_uint8: bool, onnx: Any):
+        self._net, self._is_uint8, self._onnx = net, is_uint8, onnx
         self._value = "images"
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
     def proto(self) -> Any:
         """The whole as onnx.ModelProto."""
-        from onnx import TensorProto, helper
-
-        net = self._net
+        net, helper, types = self._net, self._onnx.helper, self._onnx.TensorProto
         side, channels = net.preprocessing.crop_size, net.preprocessing.channels
-        shape, kind = ["batch", channels, side, side], TensorProto.FLOAT
+        shape, kind = ["batch", channels, side, side], types.FLOAT
         if self._is_uint8:
-            shape, kind = ["batch", side, side, channels], TensorProto.UINT8
+            shape, kind = ["batch", side, side, channels], types.UINT8
             self._normalize()
         side = self._stages(side)
         width = self._head(side)
@@ -122,7 +121,7 @@ class _Builder:
             self._nodes,
             net.variant,
             [helper.make_tensor_value_info("images", kind, shape)],
-            [helper.make_tensor_value_info("logits", 1, ["batch", width])],
+            [helper.make_tensor_value_info("logits", types.FLOAT, ["batch", width])],
             self._constants,
         )
         proto = helper.make_model(
@@ -210,24 +209,22 @@ class _Builder:
         self, op: str, name: str, weights: Any | None = None, **attributes: Any
     ) -> None:
         """A node on the value at hand and `weights`, arrays by name."""
-        from onnx import helper, numpy_helper
-
-        weights = weights or {}
-        for key, array in weights.items():
-            self._constants.append(numpy_helper.from_array(np.asarray(array), key))
-        inputs = [self._value, *weights]
-        self._nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
+        given: dict[str, Any] = weights or {}
+        for key, array in given.items():
+            constant = self._onnx.numpy_helper.from_array(np.asarray(array), key)
+            self._constants.append(constant)
+        node = [op, [self._value, *given], [name], name]
+        self._nodes.append(self._onnx.helper.make_node(*node, **attributes))
         self._value = name
 
 
-def _difference(net: Net, path: pathlib.Path, is_uint8: bool) -> float:
-    """How much ONNX Runtime's logits differ, as a share of their range; on one image
-    and on three, so that the batch is seen to be free."""
-    import onnxruntime
+def _difference(net: Net, path: pathlib.Path, is_uint8: bool, runtime: Any) -> float:
+    """How much ONNX Runtime's logits differ, as a share of their range.
 
-    session = onnxruntime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
-    )
+    On one image and on three, so that the batch is seen to be free.
+    """
+    providers = ["CPUExecutionProvider"]
+    session = runtime.InferenceSession(str(path), providers=providers)
     images = folding.smooth_noise(net.preprocessing)
     given = images
     if not is_uint8:

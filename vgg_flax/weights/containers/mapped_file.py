@@ -77,6 +77,7 @@ class MappedFile:
         Raises:
           WeightsError: it lies elsewhere, is not there, or cannot be read.
         """
+        target = self.path
         try:
             folder = self.path.parent.resolve()
             target = (folder / location).resolve()

@@ -82,9 +82,7 @@ def to_weights(
     written = None if entry is None else entry.card
     match = recognition.recognise_as(tensors, variant, written, chain)
     if include_top is None:
-        is_nan = recognition.top_is_nan(match, tensors)
-        is_own = recognition.has_own_head(match)
-        include_top = match.head != "none" and not is_nan and not is_own
+        include_top = recognition.has_top(match, tensors)
     if written is not None:
         include_top = include_top and written.model.head != "none"
     head = ("gap" if match.head == "gap" else "fc") if include_top else "none"

@@ -190,6 +190,12 @@ def has_own_head(match: Match) -> bool:
     return bool(others) and not tops <= match.names.keys()
 
 
+def has_top(match: Match, tensors: Tensors) -> bool:
+    """Whether there are FC layers, those of a VGG, and numbers."""
+    is_nan = top_is_nan(match, tensors)
+    return match.head != "none" and not is_nan and not has_own_head(match)
+
+
 def top_is_nan(match: Match, tensors: Tensors) -> bool:
     """Whether the FC layers are there and all NaN: a features-only file."""
     tops = [
