@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import ml_dtypes
 import numpy as np
+import onnx_files
 import pytest
 import safetensors.numpy
 
@@ -218,6 +219,29 @@ def write_caffe(v1: bool, packed: bool = True) -> Callable[[pathlib.Path], Array
     return write
 
 
+def write_onnx(path: pathlib.Path) -> Arrays:
+    """Two stages and three FC layers, each tensor under its name by place."""
+    rng, graph, arrays = np.random.default_rng(3), onnx_files.Graph(("N", 3, 8, 8)), {}
+
+    def draw(name: str, *shape: int) -> np.ndarray:
+        arrays[name] = rng.normal(size=shape).astype(np.float32)
+        return arrays[name]
+
+    for stage, channels in ((1, 3), (2, 4)):
+        name = f"conv{stage}_1"
+        kernel, bias = draw(f"{name}.W", 4, channels, 3, 3), draw(f"{name}.B", 4)
+        graph.add("Conv", kernel, bias, pads=[1, 1, 1, 1])
+        parts = [draw(f"{name}.norm.{n}", 4) for n in ("scale", "B", "mean", "var")]
+        graph.add("BatchNormalization", *parts, epsilon=1e-5).add("Relu").pool()
+    graph.add("Flatten")
+    for name, inputs, side in (("fc6", 4, 2), ("fc7", 5, 1), ("fc8", 5, 1)):
+        kernel, bias = draw(f"{name}.W", 5, inputs, side, side), draw(f"{name}.B", 5)
+        graph.add("Gemm", kernel.reshape(5, -1), bias, transB=1)
+        graph.add("Relu" if name < "fc8" else "Identity")
+    graph.write(path)
+    return arrays
+
+
 WRITERS = {  # name: (format, writer)
     "safetensors": ("safetensors", write_safetensors),
     "torch_zip": ("torch_zip", write_torch("state_dict_zip")),
@@ -230,6 +254,7 @@ WRITERS = {  # name: (format, writer)
     "caffe_v1": ("caffemodel", write_caffe(v1=True)),
     "caffe_v2": ("caffemodel", write_caffe(v1=False)),
     "caffe_unpacked": ("caffemodel", write_caffe(v1=True, packed=False)),
+    "onnx": ("onnx", write_onnx),
 }
 
 

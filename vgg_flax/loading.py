@@ -44,8 +44,8 @@ def load(
     """The net in a run directory, a weight file, on the hub, or behind a URL.
 
     Weight files are recognised by their content and their tensors' names: safetensors,
-    PyTorch (new and of 2017), Keras and flaxmodels HDF5, Caffe; the lineages are those
-    of `weights.lineages.layouts`. A load is whole, or an error.
+    PyTorch (new and of 2017), Keras and flaxmodels HDF5, Caffe, ONNX; the lineages are
+    those of `weights.lineages.layouts`. A load is whole, or an error.
 
     Args:
       path_or_name: a run's --workdir (or its `checkpoints`, or a step's folder in
@@ -124,6 +124,7 @@ def _load_file(
         container.entry(entry),
         sha256=container.sha256,
         metadata=container.metadata,
+        chain=container.chain,
         **options,
     )
     shown = urls.shown(source) + ("" if entry is None else f", {entry}")
@@ -238,8 +239,9 @@ def _find_run(folder: epath.Path, step: int | str) -> tuple[epath.Path, int | st
             )
         return folder.parent.parent, number
     if folder.name != "checkpoints":
-        suffixes = (".safetensors", ".pth", ".bin", ".h5", ".caffemodel")
-        files = sorted(str(p) for p in folder.iterdir() if p.suffix in suffixes)
+        suffixes = (".safetensors", ".pth", ".bin", ".h5", ".caffemodel", ".onnx")
+        inside = [p for p in folder.iterdir() if p.suffix.lower() in suffixes]
+        files = sorted(map(str, inside))
         raise checkpoint.CheckpointError(
             f"{folder} has no folder 'checkpoints', so that it is no run; "
             + (f"give the file: {', '.join(files[:5])}" if files else "give a file")

@@ -97,6 +97,7 @@ BATCH_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.train_resize": ("cv2", {}),
     "seed": (1, {}),
 }
+IN_TEST_FOLDER = {"data.orientation"}
 IN_TEST_TRAINER = {
     "data.name",
     "data.data_dir",
@@ -212,6 +213,7 @@ def test_every_field_is_probed_somewhere() -> None:
     probed = {
         *RUN_PROBES,
         *BATCH_PROBES,
+        *IN_TEST_FOLDER,
         *IN_TEST_TRAINER,
         *IN_TEST_DATASET,
         *IN_TEST_PROFILING,

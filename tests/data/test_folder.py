@@ -446,3 +446,36 @@ def test_pipes_and_devices_are_no_images(tmp_path: pathlib.Path):
     assert len(opened) == 4
     (remark,) = opened.remarks
     assert "1 .jpg that is no file, 1 .png that is no file" in remark
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_photos_are_turned_in_training_and_in_testing(
+    which: str, tmp_path: pathlib.Path
+):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera's right was up
+    picture = PIL.Image.new("RGB", (4, 4), "black")
+    picture.paste("white", (0, 0, 2, 4))  # its left half; upright the upper one
+    (tmp_path / "train/a").mkdir(parents=True)
+    picture.save(tmp_path / "train/a/1.png", exif=exif)
+    halves = {}
+    for orientation in ("ignore", "exif"):
+        data = dataclasses.replace(
+            settings(tmp_path),
+            orientation=orientation,
+            train_view="paper",
+            train_scale=(4, 4),
+            batch_size=1,
+            eval_batch_size=1,
+            flip=False,
+        )
+        split = splits.open_split(data, "train", 1)
+        if which == "train":
+            made = batches.train_batches(
+                data, split, seed=0, start_example=0, shard=batches.Shard()
+            )
+        else:
+            made = batches.eval_batches(data, split, shard=batches.Shard())
+        image = next(made)["image"][0]
+        halves[orientation] = (image[:, :2].mean(), image[:2].mean())
+    assert halves == {"ignore": (255, 127.5), "exif": (127.5, 255)}

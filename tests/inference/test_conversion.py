@@ -201,6 +201,36 @@ def test_what_cannot_be_written_is_said_before_anything_is(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "there.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["net.tflite", "net.TFLITE", "v1.ckpt", "net.pb"])
+def test_a_suffix_that_nobody_knows_is_no_directory(
+    name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save_run(random_net("vgg11"), tmp_path / "run")
+    words = r"nothing is known that ends in .*\.safetensors, .*\.onnx"
+    with pytest.raises(WeightsError, match=words):
+        conversion.save(vgg_flax.load(source), tmp_path / name)
+    assert cli.main(["convert", str(source), str(tmp_path / name)]) == 1
+    assert "nothing is known that ends in" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    "name", ["NET.SAFETENSORS", "NET.PTH", "NET.Weights.h5", "v1.2", "net.2026-11"]
+)
+def test_capitals_are_known_and_versions_are_directories(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11")
+    conversion.save(net, tmp_path / name)
+    assert (tmp_path / name).is_file() == name.startswith("NET")
+    assert same(net, vgg_flax.load(tmp_path / name))
+    for other in ("NET.PT", "NET.KERAS", "net.Bin"):
+        with pytest.raises(WeightsError, match="cannot be written"):
+            conversion.save(net, tmp_path / other)
+    with pytest.raises(WeightsError, match="--input"):
+        conversion.save(net, tmp_path / "other.safetensors", input="float")
+
+
 def test_the_command_converts_folds_and_refuses(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -509,8 +509,9 @@ def test_without_a_test_split_validations_result_is_the_last_line(
     out = capsys.readouterr().out
     assert "examples: train 16 (train), validation 8 (valid)" in out
     assert out.splitlines()[-1].startswith("validation top1 ")
-    saved = json.loads((tmp_path / "run/config.json").read_text())
-    assert "auto" not in json.dumps(saved)
+    saved = json.loads((tmp_path / "run/config.json").read_text())["data"]
+    assert (saved["train_split"], saved["validation_split"]) == ("train", "valid")
+    assert saved["test_split"] == ""
 
 
 def test_init_from_takes_the_papers_layers_or_all_of_them(

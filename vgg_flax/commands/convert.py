@@ -12,13 +12,19 @@ def add(commands: Any) -> None:
         "convert",
         help="turn weights into a checkpoint, or back under a peer's names",
         description="DST ending in .safetensors or .pth: torchvision's names (or "
-        "timm's, with --format timm); in .weights.h5 or .h5: those of Keras 3 or 2; "
-        "anything else: a run directory that vgg_flax.load and --config.init_from "
-        "read. There and back is bit-equal.",
+        "timm's, with --format timm); in .weights.h5 or .h5: those of Keras 3 or 2; in "
+        ".onnx: ONNX, float32; without a suffix: a run directory that vgg_flax.load "
+        "and --config.init_from read. There and back is bit-equal.",
     )
     command.add_argument("weights", metavar="SRC", help=weights_options.WHAT)
     command.add_argument("dst", metavar="DST", help="what to write; must not exist")
     command.add_argument("--format", choices=("torchvision", "timm", "keras"))
+    command.add_argument(
+        "--input",
+        choices=("uint8", "float"),
+        help="of .onnx: test views, normalised inside (default), or channels first and "
+        "normalised already",
+    )
     weights_options.add_features_only(command)
     command.add_argument(
         "--num-classes", type=int, help="other than the file's: fc8 starts anew"
@@ -36,5 +42,5 @@ def _run(options: argparse.Namespace) -> None:
     net = weights_options.folded(
         options, weights_options.load(options, options.weights, **partly)
     )
-    summary = conversion.save(net, options.dst, options.format)
+    summary = conversion.save(net, options.dst, options.format, options.input)
     print(f"wrote {options.dst}: {summary}")

@@ -1,6 +1,5 @@
 """An evaluation's result: what determines it, each image's part, counts, the file."""
 
-import dataclasses
 import importlib.metadata
 import json
 import math
@@ -54,7 +53,7 @@ def describe(
             {
                 **net.card.identity(),
                 "train_scale": net.train_scale and list(net.train_scale),
-                "preprocessing": dataclasses.asdict(net.preprocessing),
+                "preprocessing": net.preprocessing.to_dict(),
                 "dtype": str(net.model.dtype),
                 "adaptive_pool": net.model.adaptive_pool,
             }

@@ -65,9 +65,16 @@ class Preprocessing:
             orientation=config.orientation,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """By attribute; without the orientation where it is none, as ever."""
+        values = dataclasses.asdict(self)
+        if self.orientation == "ignore":
+            del values["orientation"]
+        return values
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """The inverse of `dataclasses.asdict`, from JSON too."""
+        """The inverse of `to_dict`, from JSON too."""
         return cls(
             tuple(values["mean"]),
             tuple(values["std"]),

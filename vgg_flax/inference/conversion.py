@@ -1,4 +1,4 @@
-"""`vgg-flax convert`: a net as a checkpoint, or out under a peer's names."""
+"""`vgg-flax convert`: a net as a checkpoint, as ONNX, or out under a peer's names."""
 
 import dataclasses
 import os
@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from vgg_flax import storage
+from vgg_flax.inference import onnx_export
 from vgg_flax.model import VARIANTS
 from vgg_flax.net import Net
 from vgg_flax.runs import checkpoint
@@ -20,25 +21,43 @@ FORMATS = {
     "timm": {".safetensors": "timm", ".pth": "timm"},
     "keras": {".h5": "Keras applications", ".weights.h5": "Keras 3"},
 }
+_READ_ALONE = (".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz")
+_EXPECTED = (
+    "expected a name in .safetensors, .pth, .h5 (as Keras 2 wrote it), .weights.h5 "
+    "(Keras 3) or .onnx, or a run directory: a name without a suffix"
+)
 
 
-def save(net: Net, target: str | os.PathLike[str], format: str | None = None) -> str:
+def save(
+    net: Net,
+    target: str | os.PathLike[str],
+    format: str | None = None,
+    input: str | None = None,
+) -> str:
     """Writes `net` to `target`, whole or not at all; returns what it wrote, in words.
 
     Args:
       net: to be written.
-      target: a file ending in .safetensors, .pth, .h5 (as Keras 2 wrote it) or
-        .weights.h5 (as Keras 3 does), or else a new run directory.
+      target: a file ending in .safetensors, .pth, .h5 (as Keras 2 wrote it),
+        .weights.h5 (as Keras 3 does) or .onnx, in small letters or capitals, or else
+        a new run directory.
       format: a key of `FORMATS`; None: by the suffix, torchvision's for .safetensors
         and .pth, Keras's for .h5, and a checkpoint otherwise.
+      input: of ONNX, as of `onnx_export.save`; None: "uint8".
 
     Raises:
-      WeightsError: the format does not go with the suffix or has no place for a
-        leaf, or `target` exists.
+      WeightsError: a suffix of letters that is none of these, the format does not go
+        with the suffix or has no place for a leaf, or `target` exists.
       CheckpointError: the checkpoint cannot be written.
     """
     path = pathlib.Path(target)
     format = _format_of(path, format)
+    if path.suffix.lower() == ".onnx":
+        return onnx_export.save(net, path, input or "uint8")
+    if input is not None:
+        raise WeightsError(
+            f"{path}: input={input!r} (--input) is of .onnx; leave it out"
+        )
     if format is None:
         checkpoint.save_variables(path, net.variables, net.card.to_json())
         return f"a checkpoint; vgg_flax.load({str(path)!r}) reads it"
@@ -85,10 +104,12 @@ def _format_of(path: pathlib.Path, format: str | None) -> str | None:
         format = next(
             (f for f, suffixes in FORMATS.items() if suffix in suffixes), None
         )
-    if suffix in (".pt", ".bin", ".hdf5", ".keras", ".caffemodel", ".npz"):
+    if suffix in _READ_ALONE:
+        raise WeightsError(f"{path}: cannot be written; {_EXPECTED}")
+    is_written = suffix == ".onnx" or format is not None
+    if not is_written and suffix[1:].isalpha():  # runs/v1.2 is a directory
         raise WeightsError(
-            f"{path}: cannot be written; expected a name in .safetensors, .pth, .h5 "
-            "(as Keras 2 wrote it) or .weights.h5 (Keras 3), or a run directory"
+            f"{path}: nothing is known that ends in {suffix}; {_EXPECTED}"
         )
     if path.exists():
         raise WeightsError(f"{path} exists; choose another name, or remove it")
@@ -103,7 +124,9 @@ def _format_of(path: pathlib.Path, format: str | None) -> str | None:
 
 
 def _suffix(path: pathlib.Path) -> str:
-    return ".weights.h5" if path.name.endswith(".weights.h5") else path.suffix
+    """In small letters."""
+    name = path.name.lower()
+    return ".weights.h5" if name.endswith(".weights.h5") else path.suffix.lower()
 
 
 def _with_zero_biases(net: Net) -> Net:

@@ -1,6 +1,5 @@
 """A net that runs on JAX alone: a `jax.export` artifact, and a JSON file about it."""
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -98,7 +97,7 @@ def save(
 def _describe(net: Net, platforms: Sequence[str]) -> dict[str, Any]:
     return {
         **net.card.identity(),
-        "preprocessing": dataclasses.asdict(net.preprocessing),
+        "preprocessing": net.preprocessing.to_dict(),
         "platforms": list(platforms),
         "class_names": ()
         if net.model.head == "none"

@@ -232,7 +232,7 @@ def to_dict(
         **net.card.identity(),
         "dtype": str(jnp.dtype(net.model.dtype)),
         "matmul_precision": "highest",
-        "preprocessing": dataclasses.asdict(net.preprocessing),
+        "preprocessing": net.preprocessing.to_dict(),
         "images": images,
         "unreadable": [{"path": p, "reason": r} for p, r in unreadable.items()],
     }

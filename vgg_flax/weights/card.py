@@ -105,7 +105,7 @@ class ModelCard:
         return {
             "variant": self.variant,
             "model": self.model.settings,
-            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.to_dict(),
             "class_names": list(self.class_names),
             "train_scale": self.train_scale and list(self.train_scale),
             "source": self.source,

@@ -22,7 +22,9 @@ from vgg_flax.weights.containers import formats
 
 _NET_NAME = re.compile(r"vgg(11|13|16|19)(_bn)?")
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[\w.-]+(?:/[\w.-]+)*))?")
-_FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".h5", ".caffemodel")
+_FILE_SUFFIXES = (
+    *(".pth", ".pt", ".bin", ".safetensors", ".h5", ".caffemodel", ".onnx"),
+)
 _HUB_FILE = "model.safetensors"
 
 
@@ -90,7 +92,7 @@ def _find(
         return _fetch_from_hub(repo, _HUB_FILE, cache, hub_cache, sha256)
     if (
         hub_name
-        and (hub_name["file"] or not name.endswith(_FILE_SUFFIXES))
+        and (hub_name["file"] or not name.lower().endswith(_FILE_SUFFIXES))
         and not os.path.isdir(path.parent)  # a mistyped path: runs/defualt
     ):
         repo, filename = hub_name["repo"], hub_name["file"] or _HUB_FILE

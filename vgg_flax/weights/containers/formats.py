@@ -15,6 +15,9 @@ from vgg_flax.weights.containers import (
     caffe_file,
     hdf5_file,
     mapped_file,
+    onnx_chain,
+    onnx_file,
+    onnx_layers,
     safetensors_file,
     torch_file,
 )
@@ -34,7 +37,8 @@ class Container:
       format: of `READERS`.
       sha256: of the file, in hex.
       metadata: text that the format lets a writer add: safetensors' `__metadata__`,
-        HDF5's root attributes, a zip file's `extra/`.
+        HDF5's root attributes, a zip file's `extra/`, ONNX's `metadata_props`.
+      chain: what the graph is, of a format that has one.
     """
 
     path: str
@@ -42,6 +46,7 @@ class Container:
     format: str
     sha256: str
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    chain: onnx_layers.Chain | None = None
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -76,12 +81,17 @@ class Reader(NamedTuple):
     recognises: Callable[[mapped_file.MappedFile], bool]
     read: Callable[[mapped_file.MappedFile], mapped_file.Entries]
     metadata: Callable[[mapped_file.MappedFile], dict[str, str]] = lambda _: {}
+    chain: Callable[[mapped_file.MappedFile], onnx_layers.Chain] | None = None
 
 
 def _one_set(
     read: Callable[[mapped_file.MappedFile], dict[str, np.ndarray]],
 ) -> Callable[[mapped_file.MappedFile], mapped_file.Entries]:
     return lambda file: {"": read(file)}
+
+
+def _chains_tensors(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
+    return onnx_chain.read(file).tensors
 
 
 READERS = (
@@ -96,7 +106,14 @@ READERS = (
         _one_set(safetensors_file.read),
         safetensors_file.metadata,
     ),
-    # It has no magic number, so it is asked last.
+    # These have no magic number, so they are asked last.
+    Reader(
+        "onnx",
+        onnx_file.recognises,
+        _one_set(_chains_tensors),
+        onnx_file.metadata,
+        onnx_chain.read,
+    ),
     Reader("caffemodel", caffe_file.recognises, _one_set(caffe_file.read)),
 )
 
@@ -133,9 +150,9 @@ def read(path: str | os.PathLike[str]) -> Container:
         )
     every = [t for tensors in entries.values() for t in tensors.values()]
     file.check_unfolded(sum(tensor.nbytes for tensor in every))
-    return Container(
-        str(file.path), entries, reader.format, sha256, reader.metadata(file)
-    )
+    metadata = reader.metadata(file)
+    chain = None if reader.chain is None else reader.chain(file)
+    return Container(str(file.path), entries, reader.format, sha256, metadata, chain)
 
 
 def _not_recognised(file: mapped_file.MappedFile) -> WeightsError:

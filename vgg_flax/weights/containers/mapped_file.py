@@ -69,6 +69,30 @@ class MappedFile:
                 "and its disk"
             ) from error
         self.content = np.frombuffer(mapped, np.uint8)
+        self._beside: dict[pathlib.Path, MappedFile] = {}
+
+    def beside(self, location: str) -> "MappedFile":
+        """A file that this one names, in its own folder or below, mapped once.
+
+        Raises:
+          WeightsError: it lies elsewhere, is not there, or cannot be read.
+        """
+        target = self.path
+        try:
+            folder = self.path.parent.resolve()
+            target = (folder / location).resolve()
+            is_there = folder in target.parents and target.exists()
+        except (ValueError, OSError, RuntimeError):  # a null byte, links in a circle
+            is_there = False
+        if not is_there:
+            raise WeightsError(
+                f"{self.path} keeps tensors in {errors.shown(location)}, which is not "
+                "in its folder; put that beside it, or save both as one file"
+            )
+        if target not in self._beside:
+            self.check_parts(len(self._beside) + 1, "files beside it")
+            self._beside[target] = MappedFile(target)
+        return self._beside[target]
 
     @property
     def size(self) -> int:
@@ -97,10 +121,11 @@ class MappedFile:
 
     def check_unfolded(self, size: int) -> None:
         """Raises WeightsError if `size` bytes are too many to come from this file."""
-        limit = _UNFOLD_FACTOR * self.size + _UNFOLD_FLOOR
+        whole = self.size + sum(file.size for file in self._beside.values())
+        limit = _UNFOLD_FACTOR * whole + _UNFOLD_FLOOR
         if size > limit:
             raise WeightsError(
-                f"{self.path}: {self.size} bytes claim to unfold to {size}, more than "
+                f"{self.path}: {whole} bytes claim to unfold to {size}, more than "
                 f"{limit}: refused as a decompression bomb; if the file is sound, "
                 "store it uncompressed"
             )

@@ -5,11 +5,8 @@ there. Container formats are another matter (`containers`): any layout in any fo
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from vgg_flax import config
 from vgg_flax.images.preprocessing import Preprocessing
@@ -221,6 +218,24 @@ LAYOUTS = (
         dense="IO",
         flatten="CHW",
     ),
+    Layout(
+        name="ONNX",  # by place in the graph: see `containers.onnx_layers`
+        pixels="torchvision",
+        conv="conv{stage}_{number}.",
+        norm="conv{stage}_{number}.norm.",
+        fc=("fc6.", "fc7.", "fc8."),
+        single=("fc8.",),
+        names_tell=False,
+        leaves={
+            "kernel": "W",
+            "bias": "B",
+            **{leaf: leaf for leaf in ("scale", "mean", "var")},
+        },
+        kernel="OIHW",
+        dense="OI",
+        flatten="CHW",
+        convolutional=("fc6", "fc7", "fc8"),
+    ),
 )
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
@@ -296,55 +311,3 @@ def _slot(
     layout: Layout, collection: str, layer: str, leaf: str, prefix: str, window: int = 0
 ) -> Slot:
     return Slot(collection, layer, leaf, prefix + layout.leaves[leaf], window)
-
-
-def window_of(inputs: int, channels: int) -> int:
-    """The side of the map of `channels` that was flattened to `inputs`; 0: of none."""
-    side = math.isqrt(inputs // max(channels, 1))
-    return side if side * side * channels == inputs else 0
-
-
-def turn(layout: Layout, slot: Slot, array: np.ndarray, channels: int) -> np.ndarray:
-    """A foreign array as ours, kernels HWIO: a view, wherever NumPy can give one.
-
-    Args:
-      channels: of the last convolution, to find the window in a flattened kernel.
-
-    Raises:
-      ValueError: it cannot be what the slot needs.
-    """
-    is_fc = slot.layer.startswith("fc")
-    if array.ndim == 4 and is_fc and slot.layer not in layout.convolutional:
-        # Caffe's first versions write every blob in 4-D: [1, 1, out, in].
-        array = array.reshape(array.shape[2:]) if array.shape[:2] == (1, 1) else array
-    if slot.leaf != "kernel":
-        is_row = array.size == array.shape[-1] if array.ndim else False
-        return array.reshape(-1) if is_row else array
-    if not array.size:
-        raise ValueError("is empty")
-    if array.ndim == 4:
-        return array.transpose([layout.kernel.index(axis) for axis in "HWIO"])
-    if array.ndim != 2 or not is_fc:
-        raise ValueError("not a kernel")
-    sizes = {"H": 1, "W": 1, "C": array.shape[layout.dense.index("I")]}
-    if slot.is_flat:
-        side = window_of(sizes["C"], channels)
-        if not side:
-            raise ValueError(f"its input is no square window of {channels} channels")
-        sizes = {"H": side, "W": side, "C": channels}
-    axes = layout.dense.replace("I", layout.flatten)  # "OCHW" or "HWCO"
-    sizes["O"] = array.shape[layout.dense.index("O")]
-    turned = array.reshape([sizes[axis] for axis in axes])
-    return turned.transpose([axes.index(axis) for axis in "HWCO"])
-
-
-def turn_back(layout: Layout, slot: Slot, array: np.ndarray) -> np.ndarray:
-    """One of our arrays as `layout` writes it; the inverse of `turn`."""
-    if slot.leaf != "kernel":
-        return array
-    if slot.layer.startswith("conv") or slot.layer in layout.convolutional:
-        return array.transpose(["HWIO".index(axis) for axis in layout.kernel])
-    axes = layout.dense.replace("I", layout.flatten)
-    turned = array.transpose(["HWCO".index(axis) for axis in axes])
-    out = array.shape[-1]
-    return turned.reshape((out, -1) if axes[0] == "O" else (-1, out))

@@ -17,7 +17,8 @@ from vgg_flax import model as model_lib
 from vgg_flax.model import STAGE_WIDTHS, VGG, layers
 from vgg_flax.weights import WeightsError, card
 from vgg_flax.weights.card import ModelCard
-from vgg_flax.weights.lineages import layouts, recognition
+from vgg_flax.weights.containers.onnx_layers import Chain
+from vgg_flax.weights.lineages import axes, layouts, recognition
 from vgg_flax.weights.lineages import metadata as metadata_lib
 from vgg_flax.weights.lineages import pixels as pixels_lib
 from vgg_flax.weights.lineages import problems as problems_lib
@@ -54,6 +55,7 @@ def to_weights(
     crop_size: int | None = None,
     test_scale: int | None = None,
     dtype: Any = None,
+    chain: Chain | None = None,
 ) -> Weights:
     """The net that `tensors` are.
 
@@ -70,22 +72,19 @@ def to_weights(
       test_scale: instead of what the file tells.
       dtype: of the params and the computation; None: float32, or what our own
         metadata says.
+      chain: what the file's graph is, if it has one.
 
     Raises:
       WeightsError: listing every missing, unexpected, misshapen and non-finite
         tensor and the likely cause, or pixels that cannot be told.
     """
-    match, entry = recognition.recognise(tensors), metadata_lib.read(metadata or {})
-    if include_top is None:
-        is_nan = recognition.top_is_nan(match, tensors)
-        is_own = recognition.has_own_head(match)
-        include_top = match.head != "none" and not is_nan and not is_own
+    entry = metadata_lib.read(metadata or {})
     written = None if entry is None else entry.card
+    match = recognition.recognise_as(tensors, variant, written, chain)
+    if include_top is None:
+        include_top = recognition.has_top(match, tensors)
     if written is not None:
-        match = dataclasses.replace(match, variant=written.variant)
         include_top = include_top and written.model.head != "none"
-    if variant is not None:
-        match = dataclasses.replace(match, variant=_variant(variant))
     head = ("fc" if match.head == "none" else match.head) if include_top else "none"
     wanted, chosen, left_out = _choose(match, tensors, head)
     turned = _turn(match, wanted, chosen, tensors)
@@ -95,7 +94,8 @@ def to_weights(
             head=written.model.head if include_top else "none",
         )
     else:
-        net = _model_of(match, turned, head, dtype)
+        pooling = "max" if chain is None else chain.pooling
+        net = _model_of(match, turned, head, dtype, pooling)
     if include_top and num_classes not in (None, net.num_classes):
         net = net.clone(num_classes=num_classes)
         turned = {p: a for p, a in turned.items() if not p.startswith("params/fc8/")}
@@ -109,6 +109,7 @@ def to_weights(
         entry=entry,
         preprocessing=preprocessing,
         has_size=crop_size is not None,
+        chain=chain,
     )
     if net.in_channels != pixels.preprocessing.channels:
         raise WeightsError(
@@ -120,7 +121,8 @@ def to_weights(
     fields = {"model": net, "preprocessing": pixels.preprocessing}
     read = dataclasses.replace(written, **fields) if written else ModelCard(**fields)
     sized = read.with_sizes(crop_size, test_scale)
-    return Weights(variables, sized, match.layout.name, _notes(match, chosen, left_out))
+    notes = (*_notes(match, chosen, left_out), *(chain.notes if chain else ()))
+    return Weights(variables, sized, match.layout.name, notes)
 
 
 def _notes(
@@ -168,7 +170,7 @@ def to_tensors(
         if bgr and slot.path == "params/conv1_1/kernel":
             array = array[:, :, ::-1]
         tensors[slot.foreign] = np.ascontiguousarray(
-            layouts.turn_back(layout, slot, array)
+            axes.turn_back(layout, slot, array)
         )
     if flat:
         raise WeightsError(
@@ -237,7 +239,7 @@ def _turn(
     for slot in wanted:
         name = chosen[slot.foreign]
         try:
-            turned[slot.path] = layouts.turn(
+            turned[slot.path] = axes.turn(
                 match.layout, slot, tensors[name], max(channels, 1)
             )
         except ValueError as error:
@@ -295,7 +297,7 @@ def _check_arrays(
 
 
 def _model_of(
-    match: Match, turned: dict[str, np.ndarray], head: str, dtype: Any
+    match: Match, turned: dict[str, np.ndarray], head: str, dtype: Any, pooling: str
 ) -> VGG:
     first = turned["params/conv1_1/kernel"]
     fields: dict[str, Any] = {
@@ -303,6 +305,7 @@ def _model_of(
         "in_channels": first.shape[2],
         "width_multiplier": first.shape[3] / STAGE_WIDTHS[0],
         "conv_bias": match.conv_bias,
+        "pooling": pooling,
         "dtype": str(jnp.dtype(dtype or "float32")),
     }
     if head == "none":
@@ -341,10 +344,3 @@ def _new_fc8(
         "params/fc8/kernel": init(jax.random.key(0), shape, dtype),
         "params/fc8/bias": jnp.zeros(shape[-1:], dtype),
     }
-
-
-def _variant(name: str) -> str:
-    try:
-        return model_lib.variant_name(name)
-    except ValueError as error:
-        raise WeightsError(str(error)) from error

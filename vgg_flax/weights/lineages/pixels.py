@@ -14,7 +14,8 @@ import numpy as np
 from vgg_flax import errors
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.weights import WeightsError
-from vgg_flax.weights.lineages import layouts, metadata, recognition
+from vgg_flax.weights.containers.onnx_layers import Chain
+from vgg_flax.weights.lineages import axes, graph, layouts, metadata, recognition
 from vgg_flax.weights.lineages.layouts import Pixels
 from vgg_flax.weights.lineages.recognition import Match, Tensors
 
@@ -44,6 +45,7 @@ def find(
     entry: metadata.Entry | None = None,
     preprocessing: str | MeanAndStd | None = None,
     has_size: bool = False,
+    chain: Chain | None = None,
 ) -> Pixels:
     """What a file's first convolution expects, and at which size.
 
@@ -56,6 +58,7 @@ def find(
         [0, 1], RGB or grey, if they are asked for.
       has_size: whether a crop size is given, so that none need be known: where none
         is, that in the answer means nothing.
+      chain: what the file's graph is, if it has one.
 
     Raises:
       WeightsError: naming the arguments that are asked for, where the file does not
@@ -76,19 +79,27 @@ def find(
     if isinstance(preprocessing, str) and preprocessing not in layouts.PIXELS:
         raise WeightsError(f"preprocessing={preprocessing!r}; known: {known}")
     unknown, missing = [], []
+    authors = _of_authors(match, tensors)
+    normalised = None if chain is None else graph.pixels(chain, authors)
     if preprocessing is not None:
+        if isinstance(normalised, Pixels):
+            raise WeightsError(
+                "the graph normalises its images itself; leave out "
+                f"preprocessing={errors.shown(preprocessing)}"
+            )
         by_hand = not isinstance(preprocessing, str)
         pixels = _by_hand(*preprocessing) if by_hand else layouts.PIXELS[preprocessing]
-        authors = _of_authors(match, tensors)
         if authors is not None and (by_hand or preprocessing in ("caffe", "features")):
             pixels = dataclasses.replace(pixels, bgr=authors.bgr)  # the kernels tell
     else:
-        pixels = _of_published(match, tensors, sha256) or _of_names(match, tensors)
+        published = normalised or _of_published(match, tensors, sha256)
+        pixels = published or _of_names(match, tensors, chain)
     if isinstance(pixels, str):
         unknown.append(pixels)
         missing.append(f"preprocessing= (--preprocessing) one of {known}")
         pixels = layouts.PIXELS[match.layout.pixels]
-    side = _trained_side(match, tensors, pixels)
+    side = None if chain is None else chain.side
+    side = side or _trained_side(match, tensors, pixels)
     if side is None and not has_size:
         unknown.append(
             "its FC layers do not tell the size of the images that it was trained on"
@@ -128,21 +139,23 @@ def _of_published(match: Match, tensors: Tensors, sha256: str) -> Pixels | None:
     return authors
 
 
-def _of_names(match: Match, tensors: Tensors) -> Pixels | str:
+def _of_names(match: Match, tensors: Tensors, chain: Chain | None) -> Pixels | str:
     """The lineage's; or why they are not told by its names."""
     layout = match.layout
+    if chain is not None:
+        layout = graph.lineage(match, chain.names) or layout
     if not layout.names_tell:
         return (
             f"the names of {layout.name} do not tell the pixels, and conv1_1 is not "
             "that of a published net"
         )
-    return _unnormalised(match, tensors) or layouts.PIXELS[layout.pixels]
+    return _unnormalised(match, layout, tensors) or layouts.PIXELS[layout.pixels]
 
 
-def _unnormalised(match: Match, tensors: Tensors) -> str:
+def _unnormalised(match: Match, layout: layouts.Layout, tensors: Tensors) -> str:
     """Why a first kernel is not made for normalised pixels, as the names say; or ""."""
     kernel = _conv1_1(match, tensors, "kernel")
-    if kernel is None or not kernel.size or match.layout.pixels == "caffe":
+    if kernel is None or not kernel.size or layout.pixels == "caffe":
         return ""
     rms = float(np.sqrt(np.mean(np.square(kernel.astype(np.float64)))))
     # Kernels for pixels of deviation 1 are not a hundredth of what they need be. 27
@@ -152,7 +165,7 @@ def _unnormalised(match: Match, tensors: Tensors) -> str:
         return ""
     return (
         f"conv1_1's kernel has rms {rms:.2g}: it looks made for pixels of 0 to 255, "
-        f"and {match.layout.name}'s names stand for normalised ones"
+        f"and {layout.name}'s names stand for normalised ones"
     )
 
 
@@ -190,7 +203,7 @@ def _trained_side(match: Match, tensors: Tensors, pixels: Pixels) -> int | None:
     if first.ndim == 4 and not is_known:
         return None  # another net's, whose classifier is convolutional
     try:
-        kernel = layouts.turn(layout, slot, first, recognition.channels(match, tensors))
+        kernel = axes.turn(layout, slot, first, recognition.channels(match, tensors))
     except ValueError:
         return None
     height, width = kernel.shape[:2]
@@ -208,7 +221,7 @@ def _side_of_another_head(match: Match, tensors: Tensors) -> int | None:
         array = tensors[found]
         if recognition.is_of_head(match.layout, name) and array.ndim == 2:
             inputs = array.shape[match.layout.dense.index("I")]
-            window = layouts.window_of(inputs, channels)
+            window = axes.window_of(inputs, channels)
             if window > 1:
                 sides.add(32 * window)
     return sides.pop() if len(sides) == 1 else None

@@ -9,7 +9,9 @@ import numpy as np
 
 from vgg_flax import model
 from vgg_flax.weights import WeightsError
-from vgg_flax.weights.lineages import layouts
+from vgg_flax.weights.card import ModelCard
+from vgg_flax.weights.containers.onnx_layers import Chain
+from vgg_flax.weights.lineages import axes, layouts
 from vgg_flax.weights.lineages.layouts import Layout, Slot
 
 Tensors = Mapping[str, np.ndarray]
@@ -128,6 +130,34 @@ def recognise(tensors: Tensors) -> Match:
     return _with_head(best[1], tensors)
 
 
+def recognise_as(
+    tensors: Tensors,
+    variant: str | None,
+    written: ModelCard | None,
+    chain: Chain | None,
+) -> Match:
+    """As `recognise`; the variant of what tells more of it than names do.
+
+    Args:
+      variant: that is asked for.
+      written: the card of a file that we wrote.
+      chain: what the file's graph is.
+
+    Raises:
+      WeightsError: as of `recognise`, or no such variant.
+    """
+    match = recognise(tensors)
+    if variant is None and written is not None:
+        variant = written.variant
+    elif variant is None and chain is not None and chain.lrn:
+        variant = f"{match.variant}_lrn"
+    try:
+        name = model.variant_name(variant or match.variant)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    return dataclasses.replace(match, variant=name)
+
+
 def _with_head(match: Match, tensors: Tensors) -> Match:
     """A match whose head is "none" so far, with that of the file."""
     layout = match.layout
@@ -137,7 +167,7 @@ def _with_head(match: Match, tensors: Tensors) -> Match:
         if head != {kernel, bias} or tensors[match.names[kernel]].ndim != 2:
             continue
         inputs = tensors[match.names[kernel]].shape[layout.dense.index("I")]
-        side = layouts.window_of(inputs, channels(match, tensors))
+        side = axes.window_of(inputs, channels(match, tensors))
         # After global pooling anything is called so, and its size would be asked for.
         if side > 1 or (side and single == layout.single[0]):
             name = "gap" if side == 1 else "linear"
@@ -170,6 +200,12 @@ def has_own_head(match: Match) -> bool:
     tops = {slot.foreign for slot in top_slots(match)}
     others = {name for name in match.names if is_of_head(match.layout, name)} - tops
     return bool(others) and not tops <= match.names.keys()
+
+
+def has_top(match: Match, tensors: Tensors) -> bool:
+    """Whether there are FC layers, those of a VGG, and numbers."""
+    is_nan = top_is_nan(match, tensors)
+    return match.head != "none" and not is_nan and not has_own_head(match)
 
 
 def top_is_nan(match: Match, tensors: Tensors) -> bool:
