@@ -12,8 +12,8 @@ import pytest
 from vgg_flax.model import convolution
 
 # Batch, height, width, in, out, the kernel's sides, padding. The first four have enough
-# to do for Winograd's: in one go, in blocks with a rest of images, odd, as strips of a
-# large image with a rest of rows. The others are XLA's, or tiny.
+# to do for Winograd's (see `much_to_do`): in one go, in blocks with a rest of images,
+# odd, as strips of a large image with a rest of rows. The others are XLA's, or tiny.
 SHAPES = {
     "one block": (8, 16, 16, 64, 32, 3, "SAME"),
     "a rest of images": (13, 34, 24, 72, 16, 3, "SAME"),
@@ -24,6 +24,21 @@ SHAPES = {
     "small": (3, 13, 40, 3, 8, 3, "SAME"),
     "tiny": (3, 2, 2, 4, 4, 3, "SAME"),
 }
+
+
+@pytest.fixture(autouse=True)
+def much_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is Winograd's from 268 million products on is so from 16 million here."""
+    monkeypatch.setattr(convolution, "FEW_PRODUCTS", 1 << 24)
+
+
+def test_what_has_much_to_do_is_winograds() -> None:
+    names = ("one block", "a rest of images", "odd", "strips")
+    for name in SHAPES:
+        traced = jax.make_jaxpr(convolution.convolve, static_argnums=2)(
+            *operands(name, "float32")
+        )
+        assert ("convolution_3x3" in str(traced)) == (name in names), name
 
 
 def plain(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:

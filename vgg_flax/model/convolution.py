@@ -14,8 +14,9 @@ from vgg_flax.model import winograd
 # On CPU XLA's convolution of a 2x2 map, which is stage 5 of every net at 32 pixels,
 # takes up to 80 times as long as a matmul of its columns, at 1x1 ten times.
 _TINY = 2
-# With fewer multiply-adds XLA's own is soon done too, and sooner compiled.
-_FEW_PRODUCTS = 1 << 26
+# With fewer multiply-adds XLA's own is soon done too, and sooner compiled: the default
+# recipe's layers.
+FEW_PRODUCTS = 1 << 28
 # With fewer channels Winograd's transforms cost what it saves (conv1_1).
 _FEW_CHANNELS = 16
 
@@ -53,7 +54,7 @@ def _is_for_winograd(x: jax.Array, kernel: jax.Array) -> bool:
     if any(jax.typeof(x).sharding.spec):  # of an explicit mesh: XLA's has rules
         return False
     products = math.prod(x.shape[:3]) * math.prod(kernel.shape)
-    return products >= _FEW_PRODUCTS and min(kernel.shape[2:]) >= _FEW_CHANNELS
+    return products >= FEW_PRODUCTS and min(kernel.shape[2:]) >= _FEW_CHANNELS
 
 
 def _direct(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Array:
