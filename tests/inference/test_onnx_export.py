@@ -45,6 +45,8 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "LRN": ("vgg11_lrn", {}),
     "average pools": ("vgg11", {"pooling": "average"}),
     "a global pool": ("vgg11", {"head": "gap"}),
+    "a head of one layer": ("vgg11", {"head": "linear"}),
+    "a head of one layer over a window": ("vgg11", {"head": "linear", "fc6_window": 2}),
     "features": ("vgg11", {"head": "none"}),
     "grey": ("vgg11", {"in_channels": 1}),
     "a window": ("vgg11", {"fc6_window": 2}),
@@ -86,12 +88,14 @@ def test_onnx_runtime_gives_the_nets_logits_and_load_the_net(
         assert getattr(again, name) == getattr(expected, name), name
 
 
-@pytest.mark.parametrize("variant", ["vgg11", "vgg11_bn"])
+@pytest.mark.parametrize(
+    ("variant", "head"), [("vgg11", "fc"), ("vgg11_bn", "fc"), ("vgg11", "linear")]
+)
 def test_a_crop_beyond_the_window_is_a_score_map(
-    variant: str, tmp_path: pathlib.Path
+    variant: str, head: str, tmp_path: pathlib.Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    net, path = resized(random_net(variant), 100), tmp_path / "net.onnx"
+    net, path = resized(random_net(variant, head=head), 100), tmp_path / "net.onnx"
     conversion.save(net, path)
     images = views(net, 2)
     logits = np.asarray(net(images))

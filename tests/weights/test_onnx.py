@@ -181,6 +181,22 @@ def test_a_lone_fc_layer_after_a_global_pool(kind: str, tmp_path: pathlib.Path) 
     assert net.preprocessing.crop_size == 64  # as the graph says
 
 
+def test_one_layer_over_the_whole_map_is_a_linear_head(tmp_path: pathlib.Path) -> None:
+    """As `Linear(25088, N)` is exported: behind a flattened map, C, H, W."""
+    tensors = torchvision_tensors("vgg11")
+    width = tensors["features.18.weight"].shape[0]
+    matrix = np.arange(5 * 4 * width, dtype=np.float32).reshape(5, 4 * width) / 1000
+    graph = Graph().stages(tensors).add("Flatten")
+    graph.add("Gemm", matrix, np.arange(5, dtype=np.float32), transB=1)
+    net = loaded(graph.write(tmp_path / "net.onnx"))
+    assert (net.model.head, net.model.num_classes) == ("linear", 5)
+    assert net.model.fc6_window == 2 and net.preprocessing.crop_size == 64
+    np.testing.assert_array_equal(
+        net.variables["params"]["fc8"]["kernel"],
+        matrix.reshape(5, width, 2, 2).transpose(2, 3, 1, 0),
+    )
+
+
 def test_convolutions_alone_are_features(tmp_path: pathlib.Path) -> None:
     tensors = torchvision_tensors("vgg11")
     path = Graph().stages(tensors).write(tmp_path / "net.onnx")

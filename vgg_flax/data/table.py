@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import random
 from collections.abc import Iterator, Sequence
@@ -128,9 +129,14 @@ def read(path: epath.PathLike) -> Table:
     file = storage.expanded(path)
     if not file.is_file():
         raise TableError(f"{file}: there is no such table")
+    return _parsed(file, file.read_bytes())
+
+
+@functools.lru_cache(maxsize=1)  # each split of a run asks for the same one
+def _parsed(file: epath.Path, content: bytes) -> Table:
     is_parquet = file.suffix.lower() == ".parquet"
     rows = []
-    for number, values in (_parquet_rows if is_parquet else _csv_rows)(file):
+    for number, values in (_parquet_rows if is_parquet else _csv_rows)(file, content):
         cells = {"split": WHOLE, **values}
         for column, cell in cells.items():
             if cell is None or not str(cell).strip():
@@ -156,10 +162,10 @@ def _columns(file: epath.Path, header: Sequence[str]) -> dict[str, int]:
     return found | ({"split": names.index("split")} if "split" in names else {})
 
 
-def _csv_rows(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(file: epath.Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     """By the number of the line where a row ends, the header's being 1."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TableError(f"{file} is no UTF-8: {error.reason}; save it so") from error
     header = text.split("\n", 1)[0]
@@ -177,7 +183,9 @@ def _csv_rows(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise TableError(f"{file}, line {reader.line_num}: {error}") from error
 
 
-def _parquet_rows(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(
+    file: epath.Path, content: bytes
+) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -186,11 +194,10 @@ def _parquet_rows(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
             f"{file} needs the package pyarrow: pip install 'vgg-flax[parquet]'"
         ) from error
     try:
-        with file.open("rb") as content:
-            opened = pyarrow.parquet.ParquetFile(content)
-            places = _columns(file, opened.schema_arrow.names)
-            names = {key: opened.schema_arrow.names[i] for key, i in places.items()}
-            table = opened.read(columns=list(names.values()))
+        opened = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        places = _columns(file, opened.schema_arrow.names)
+        names = {key: opened.schema_arrow.names[i] for key, i in places.items()}
+        table = opened.read(columns=list(names.values()))
     except (pyarrow.ArrowException, OSError) as error:
         message = errors.shown(str(error))
         raise TableError(f"{file} is no Parquet table: {message}") from error

@@ -73,13 +73,13 @@ def _packages(path: pathlib.Path) -> tuple[Any, Any]:
 
 def _check(net: Net, path: pathlib.Path) -> None:
     """Raises WeightsError for a net that the graph would not compute."""
-    side, window = net.preprocessing.crop_size, net.model.fc6_window
+    side, window = net.preprocessing.crop_size, net.model.head_window
     if net.model.until is not None:
         raise WeightsError(
             f"{path}: a net that ends with {net.model.until} is not written as ONNX; "
             "write a checkpoint: a name without a suffix"
         )
-    if net.model.adaptive_pool and net.model.head == "fc" and side // 32 != window:
+    if _is_windowed(net) and net.model.adaptive_pool and side // 32 != window:
         raise WeightsError(
             f"{path}: adaptive_pool is written where it does nothing, at a crop of "
             f"{32 * window} pixels, and this net's is {side}: give that (--crop-size)"
@@ -90,6 +90,10 @@ def _check(net: Net, path: pathlib.Path) -> None:
             f"{path}: {size} bytes of params, and an ONNX file holds {_LIMIT}; write "
             "safetensors"
         )
+
+
+def _is_windowed(net: Net) -> bool:
+    return net.model.head in ("fc", "linear")
 
 
 def _as_float32(net: Net) -> Net:
@@ -163,12 +167,12 @@ class _Builder:
     def _head(self, side: int) -> int:
         """Returns the number of logits; `side` is that of the last map.
 
-        Where that is fc6's window, a batch is one matmul for each FC layer.
+        Where that is the head's window, a batch is one matmul for each FC layer.
         """
         net = self._net
         layers = [name for name in net.variables["params"] if name.startswith("fc")]
-        is_map = net.model.head == "fc" and side != net.model.fc6_window
-        if net.model.head != "fc":
+        is_map = _is_windowed(net) and side != net.model.head_window
+        if not _is_windowed(net):
             self._add("GlobalAveragePool", "average")
         if not is_map:
             self._add("Flatten", "vectors", axis=1)

@@ -164,10 +164,16 @@ def _with_head(match: Match, tensors: Tensors) -> Match:
     head = {name for name in match.names if is_of_head(layout, name)}
     for single in layout.single:
         kernel, bias = (single + layout.leaves[leaf] for leaf in ("kernel", "bias"))
-        if head != {kernel, bias} or tensors[match.names[kernel]].ndim != 2:
+        if head != {kernel, bias}:
             continue
-        inputs = tensors[match.names[kernel]].shape[layout.dense.index("I")]
-        side = axes.window_of(inputs, channels(match, tensors))
+        shape = tensors[match.names[kernel]].shape
+        if len(shape) == 2:
+            inputs = shape[layout.dense.index("I")]
+            side = axes.window_of(inputs, channels(match, tensors))
+        elif len(shape) == 4 and "fc8" in layout.convolutional:
+            side = shape[layout.kernel.index("H")]
+        else:
+            continue
         # After global pooling anything is called so, and its size would be asked for.
         if side > 1 or (side and single == layout.single[0]):
             name = "gap" if side == 1 else "linear"
