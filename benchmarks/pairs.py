@@ -64,10 +64,14 @@ class Row:
         return self.amount * repetitions / value
 
 
-def sized(measure: Measure, seconds: float) -> int:
-    """Warms up, and says how many repetitions take about `seconds`; at least 1."""
+def sized(measure: Measure, seconds: float) -> tuple[int, float]:
+    """Warms up, and says how many repetitions take about `seconds`; at least 1.
+
+    And the value of the one, warm, that says so.
+    """
     measure(1)
-    return max(1, round(seconds / max(measure(1), 1e-9)))
+    value = measure(1)
+    return max(1, round(seconds / max(value, 1e-9))), value
 
 
 def alternate(
@@ -119,7 +123,7 @@ def measure(row: Row, session: Session, count: int, seconds: float) -> dict[str,
     count = row.count(count)
     if not row.theirs:
         with session.worker(row.ours) as ours:
-            n = sized(ours, seconds) if row.sized else 1
+            n = sized(ours, seconds)[0] if row.sized else 1
             alone = [row.figure(ours(n), n) for _ in range(count)]
         found = {"ours": statistics.median(alone), "ours_each": alone}
         return found | {"repetitions": [n]} | _notes(ours, None)
@@ -133,7 +137,7 @@ def measure(row: Row, session: Session, count: int, seconds: float) -> dict[str,
                     f"{row.name}, {best.label}: outputs differ by a share of "
                     f"{found['differences']}; at most {row.tolerance}"
                 )
-        n, m = (sized(w, seconds) if row.sized else 1 for w in (ours, theirs))
+        n, m = (sized(w, seconds)[0] if row.sized else 1 for w in (ours, theirs))
         values = alternate(ours, theirs, (n, m), count)
     figures = [(row.figure(a, n), row.figure(b, m)) for a, b in values]
     mine, others = zip(*figures, strict=True)
@@ -159,8 +163,8 @@ def fastest(
     tried = row.trial or row
     for contender in tried.theirs:
         with session.worker(contender) as worker:
-            n = sized(worker, seconds)
-            values = [tried.figure(worker(n), n) for _ in range(2)]
+            n, one = sized(worker, seconds)
+            values = [tried.figure(one, 1), tried.figure(worker(n), n)]
         trial[contender.label] = (min if row.smaller_is_better else max)(values)
     best = (min if row.smaller_is_better else max)(trial, key=lambda k: trial[k])
     return next(c for c in row.theirs if c.label == best), trial

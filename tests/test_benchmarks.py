@@ -119,8 +119,8 @@ def test_repetitions_fill_the_time_that_is_wanted() -> None:
         asked.append(repetitions)
         return 0.25 * repetitions
 
-    assert pairs.sized(measure, 2.0) == 8
-    assert pairs.sized(measure, 0.01) == 1
+    assert pairs.sized(measure, 2.0) == (8, 0.25)
+    assert pairs.sized(measure, 0.01) == (1, 0.25)
     assert asked == [1, 1, 1, 1]  # each warmed up first
 
 

@@ -29,6 +29,7 @@ def train_small() -> list[Row]:
             amount=1,
             sized=False,
             trial=step,
+            pairs=3,  # whole runs, minutes each
         )
     ]
 
