@@ -26,6 +26,7 @@ def load(
     path_or_name: epath.PathLike,
     step: int | str = "last",
     *,
+    ema: bool = False,
     entry: str | None = None,
     variant: str | None = None,
     include_top: bool | None = True,
@@ -52,6 +53,7 @@ def load(
         that), a file, "vgg16", "timm/vgg16.tv_in1k", a URL.
       step: of a run: "last", "best" (on the validation split) or a number. A damaged
         one is told, and is neither the last nor the best.
+      ema: of a run: whether the average of the params (`config.averaging`).
       entry: of a file that holds several sets of tensors: the one meant ("model_ema").
       variant: of a file, where its names can't tell ("vgg11_lrn").
       include_top: False: the convolutions only (`head="none"`); None: with the FC
@@ -90,7 +92,7 @@ def load(
     if folder is not None:
         workdir, step = _find_run(folder, step)
         _refuse_in_runs(source, **of_file, num_classes=own_classes)
-        net = _load_checkpoint(source, workdir, step, dtype, sha256)
+        net = _load_checkpoint(source, workdir, step, ema, dtype, sha256)
         net = _without_head(net) if include_top is False else net
         net = Net(net.variables, net.card.with_sizes(**sizes))
     else:
@@ -98,6 +100,10 @@ def load(
             include_top = False
         more: Any = {"include_top": include_top, "num_classes": own_classes}
         more |= {"dtype": dtype, "sha256": sha256}
+        if ema:
+            raise WeightsError(
+                f"{urls.shown(source)} is a file; ema=True (--ema) is of a run"
+            )
         net = _load_file(source, step, **of_file, **sizes, **more)
     if head is not None and num_classes is not None:
         net = _with_new_head(net, head, num_classes)
@@ -260,9 +266,14 @@ def _refuse_in_runs(source: str, **options: Any) -> None:
 
 
 def _load_checkpoint(
-    source: str, workdir: epath.Path, step: int | str, dtype: Any, sha256: str | None
+    source: str,
+    workdir: epath.Path,
+    step: int | str,
+    ema: bool,
+    dtype: Any,
+    sha256: str | None,
 ) -> Net:
-    saved = checkpoint.load(workdir, step)
+    saved = checkpoint.load(workdir, step, ema=ema)
     if sha256 is not None:
         checksum.check(epath.Path(source), saved.sha256, sha256)
     card = ModelCard.of_step(saved, source)

@@ -88,20 +88,31 @@ def is_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     return (best == labels[:, None]).any(axis=1)
 
 
-def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+def sums(
+    logits: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    targets: jax.Array | None = None,
+) -> dict[str, jax.Array]:
     """Sums over the examples whose mask is True.
 
     Args:
       logits: `[batch, classes]`.
       labels: `[batch]`, integers; those of masked examples may be anything.
       mask: `[batch]`, bool.
+      targets: `[batch, classes]`, what negative log probabilities are weighted with in
+        the loss; None: that of the label with 1.
 
     Returns:
       `loss` (float), `top1`, `top5` and `count` (int32), all scalars.
     """
     # Masked before, not after: else a NaN there would reach the gradient.
     labels, logits = jnp.where(mask, labels, 0), jnp.where(mask[:, None], logits, 0)
-    loss = jnp.where(mask, cross_entropy(logits, labels), 0)
+    if targets is None:
+        loss = cross_entropy(logits, labels)
+    else:
+        loss = -(targets * jax.nn.log_softmax(logits)).sum(axis=-1)
+    loss = jnp.where(mask, loss, 0)
     hits = {name: mask & is_top_k(logits, labels, k) for name, k in TOP_K.items()}
     return {
         "loss": loss.sum(),

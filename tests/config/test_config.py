@@ -64,6 +64,13 @@ RUN_PROBES: dict[str, tuple[Any, dict[str, Any]]] = {
     "optimizer.plateau_max_decays": (1, {"optimizer__schedule": "plateau"}),
     "optimizer.accumulation_steps": (2, {}),
     "optimizer.layer_rates": ((("stage5", 0.1),), {}),
+    "regularization.label_smoothing": (0.1, {}),
+    "regularization.mixup_alpha": (0.2, {}),
+    "regularization.cutmix_alpha": (1.0, {}),
+    "regularization.random_erasing": (0.1, {}),
+    "regularization.class_weights": ((0.5,) * 10, {}),
+    "averaging.decay": (0.99, {}),
+    "averaging.every_steps": (3, {"averaging__decay": 0.99}),
     "freeze": (("stage1",), {}),
     "seed": (1, {}),
     "num_epochs": (2.0, {}),
@@ -114,6 +121,13 @@ IN_TEST_PROFILING = {"profile.start_step", "profile.num_steps"}
 IN_TEST_PROCESSES = {"step_timeout_seconds"}
 IN_TEST_SHARDS = {"shard_fc", "fc_exchange"}
 IN_TEST_OBJECTIVES = {"objective"}
+IN_TEST_RECIPES = {
+    "distillation.teacher",
+    "distillation.weight",
+    "distillation.temperature",
+    "early_stopping_patience",
+    "test_step",
+}
 READ_OPTIONS = {"data.num_threads", "data.prefetch"}
 
 
@@ -220,6 +234,7 @@ def test_every_field_is_probed_somewhere() -> None:
         *IN_TEST_PROCESSES,
         *IN_TEST_SHARDS,
         *IN_TEST_OBJECTIVES,
+        *IN_TEST_RECIPES,
         *READ_OPTIONS,
         "model.in_channels",  # the next test
     }

@@ -105,8 +105,8 @@ def layouts(
 ) -> tuple[Recipes, dict[str, pathlib.Path]]:
     """The recipes, and where each layout (processes x devices) ran them.
 
-    With dropout, augmentation, BatchNorm across replicas and the plateau rule: 12
-    steps in float64, and one in float32.
+    With dropout, augmentation on the host and on the device, BatchNorm across replicas,
+    an average and the plateau rule: 12 steps in float64, and one in float32.
     """
     whole = changed(
         tiny(digits_dir),
@@ -114,6 +114,12 @@ def layouts(
         model__dtype="float64",
         model__dropout_rate=0.5,
         model__batch_norm_across_replicas=True,
+        regularization__label_smoothing=0.1,
+        regularization__mixup_alpha=0.2,
+        regularization__cutmix_alpha=1.0,
+        regularization__random_erasing=0.5,
+        averaging__decay=0.9,
+        averaging__every_steps=2,
         data__flip=True,
         data__eval_batch_size=16,
         data__validation_split="train[90%:93%]",

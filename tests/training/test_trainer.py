@@ -28,7 +28,8 @@ from vgg_flax.training import resumption, trainer
 from vgg_flax.training.plan import Plan
 
 # 20 steps with all that a resume must carry on: dropout, BatchNorm across replicas,
-# augmentation, the plateau rule (evaluated every 4 steps), gradient accumulation.
+# augmentation, the plateau rule (evaluated every 4 steps), gradient accumulation, what
+# is drawn on the device, an average.
 TINY = [
     f"--config={processes.ROOT / 'tests' / 'shallow.py'}",
     "--config.model.width_multiplier=0.0625",
@@ -38,6 +39,12 @@ TINY = [
     "--config.optimizer.schedule=plateau",
     "--config.optimizer.plateau_patience=1",
     "--config.optimizer.accumulation_steps=2",
+    "--config.regularization.label_smoothing=0.1",
+    "--config.regularization.mixup_alpha=0.2",
+    "--config.regularization.cutmix_alpha=1",
+    "--config.regularization.random_erasing=0.25",
+    "--config.averaging.decay=0.9",
+    "--config.averaging.every_steps=2",
     "--config.eval_every_epochs=0.099",
     "--config.checkpoint_every_steps=3",
     "--config.log_every_steps=2",
@@ -112,6 +119,7 @@ def test_a_runs_events_tell_its_story_in_order(undisturbed: pathlib.Path) -> Non
     evaluations = [
         (f"evaluation_{what}", step)
         for step in (5, 9, 13, 17, 20, 20)  # the last one: of the test split
+        for _ in ("params", "average")
         for what in ("started", "finished")
     ]
     expected = [("start", 0), ("compiled", 0), *evaluations, ("complete", 20)]
@@ -136,7 +144,7 @@ def test_the_newest_three_checkpoints_and_the_best_are_kept(
     undisturbed: pathlib.Path,
 ) -> None:
     validations = [
-        r for r in log.read_records(undisturbed) if r["split"] == "validation"
+        r for r in log.read_records(undisturbed) if r["split"] == "validation_ema"
     ]
     best = max(r["top1"] for r in validations)
     with checkpoint.Checkpoints(undisturbed / "checkpoints", keep=3) as checkpoints:

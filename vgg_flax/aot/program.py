@@ -144,6 +144,11 @@ def compile_program(
     chips = len(devices)
     config, each = _check_batch(name, config, chips, per_chip_batch)
     objectives.check(objective, config.objective)
+    if config.distillation.teacher:
+        raise errors.ConfigError(
+            f"config.distillation.teacher={config.distillation.teacher!r}: a step with "
+            "a teacher is not compiled ahead of its run; leave it out"
+        )
     size = (config.data.crop_size, config.data.crop_size)
     if name == "dense":
         size = image_size or (config.data.test_scale, config.data.test_scale * 4 // 3)
@@ -154,7 +159,7 @@ def compile_program(
     given = state if name == "train" else state.variables
     kinds = {"params": state.params, "batch_stats": state.batch_stats}
     if name == "train":
-        kinds["optimizer"] = state.opt_state
+        kinds |= {"optimizer": state.opt_state, "ema": state.ema}
     batch = _batch_shapes(name, config, (chips, each), size)
     mapped = parallel.pmap_step(
         _make_step(name, config, objective, shards),

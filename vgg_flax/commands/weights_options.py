@@ -8,6 +8,7 @@ from vgg_flax import errors
 
 _OPTIONS = (
     "step",
+    "ema",
     "entry",
     "variant",
     "in_channels",
@@ -30,6 +31,7 @@ def add(command: argparse.ArgumentParser) -> None:
     add(
         "--step", default="last", type=_step, help="of a run: last (default), best, 500"
     )
+    add("--ema", action="store_true", help="of a run: the params' average")
     add("--entry", help="of a training checkpoint with several nets: model_ema")
     add("--variant", type=_variant, help="where names can't tell: vgg11_lrn")
     add("--in-channels", type=int, help="1: RGB weights, summed for grey images")
@@ -52,7 +54,7 @@ def add(command: argparse.ArgumentParser) -> None:
 def check_unused(options: argparse.Namespace, why: str) -> None:
     """Raises ConfigError if any of the options is given that would do nothing."""
     for name in _OPTIONS:
-        if (value := getattr(options, name)) not in (None, "last"):
+        if (value := getattr(options, name)) not in (None, False, "last"):
             raise errors.ConfigError(
                 f"--{name.replace('_', '-')} {value} is of one file or run: {why}; "
                 "leave it out"

@@ -9,6 +9,11 @@ from vgg_flax.config.colors import (
 )
 from vgg_flax.config.data_settings import DataConfig, mean_and_std
 from vgg_flax.config.field import Field
+from vgg_flax.config.regularization_settings import (
+    AveragingConfig,
+    DistillationConfig,
+    RegularizationConfig,
+)
 from vgg_flax.config.serialization import differences, flatten, from_dict, to_json
 from vgg_flax.config.settings import (
     PAPER_INIT_LAYERS,
@@ -25,12 +30,15 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "PAPER_INIT_LAYERS",
+    "AveragingConfig",
     "Config",
     "DataConfig",
+    "DistillationConfig",
     "Field",
     "ModelConfig",
     "OptimizerConfig",
     "ProfileConfig",
+    "RegularizationConfig",
     "check",
     "check_batch",
     "differences",

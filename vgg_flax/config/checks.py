@@ -25,6 +25,17 @@ def check(config: Config) -> Config:
             "config.optimizer.schedule='plateau' watches the validation split, and "
             "config.data.validation_split is empty; give one, such as 'train[90%:]'"
         )
+    watching = {
+        "early_stopping_patience": config.early_stopping_patience > 0,
+        "test_step": config.test_step == "best",
+    }
+    for name, is_on in watching.items():
+        if is_on and not config.data.validation_split:
+            raise ConfigError(
+                f"config.{name}={getattr(config, name)!r} watches the validation "
+                "split, and config.data.validation_split is empty; give one, such as "
+                "'train[90%:]'"
+            )
     if not config.data.validation_split and not config.data.test_split:
         raise ConfigError(
             "config.data.validation_split and config.data.test_split are empty: "

@@ -10,6 +10,11 @@ from collections.abc import Iterator
 
 from vgg_flax.config.data_settings import DataConfig
 from vgg_flax.config.field import Field, fields_of, setting
+from vgg_flax.config.regularization_settings import (
+    AveragingConfig,
+    DistillationConfig,
+    RegularizationConfig,
+)
 
 # Section 3.1: "the first four convolutional layers and the last three
 # fully-connected layers" of net A, by name, initialise the deeper nets.
@@ -153,6 +158,13 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    regularization: RegularizationConfig = dataclasses.field(
+        default_factory=RegularizationConfig
+    )
+    distillation: DistillationConfig = dataclasses.field(
+        default_factory=DistillationConfig
+    )
+    averaging: AveragingConfig = dataclasses.field(default_factory=AveragingConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     objective: str = setting(
         "classification",
@@ -170,6 +182,22 @@ class Config:
     )
     eval_every_epochs: float = setting(
         1.0, "epochs from one validation to the next", low=1e-9
+    )
+    early_stopping_patience: int = setting(
+        0,
+        "validations in a row without a better one after which the run ends; 0: it "
+        "goes on",
+        low=0,
+        free_on_resume=True,
+    )
+    test_step: str = setting(
+        "last",
+        "which checkpoint the last line tells the test of",
+        choices={
+            "last": "the last step's",
+            "best": "that of the best validation",
+        },
+        free_on_resume=True,
     )
     log_every_steps: int = setting(
         100, "steps from one line of the log to the next", low=1, free_on_resume=True

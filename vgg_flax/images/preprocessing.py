@@ -128,9 +128,19 @@ class Preprocessing:
           color_shift: `[..., channels]`, added to pixels in [0, 1], or None.
           dtype: of the result.
         """
+        return self.standardize(self.pixels(images, color_shift, dtype))
+
+    def pixels(
+        self, images: Any, color_shift: Any = None, dtype: Any = "float32"
+    ) -> jax.Array:
+        """`images / 255 + color_shift`, see `normalize`."""
         pixels = jnp.asarray(images).astype(dtype) / 255
         if color_shift is not None:
             pixels = pixels + jnp.asarray(color_shift, dtype)[..., None, None, :]
+        return pixels
+
+    def standardize(self, pixels: jax.Array) -> jax.Array:
+        """`(pixels - mean) / std`, of pixels in [0, 1]; of their dtype."""
         mean = np.asarray(self.mean).reshape((1,) * (pixels.ndim - 1) + (-1,))
         std = np.asarray(self.std).reshape(mean.shape)
-        return (pixels - mean.astype(dtype)) / std.astype(dtype)
+        return (pixels - mean.astype(pixels.dtype)) / std.astype(pixels.dtype)

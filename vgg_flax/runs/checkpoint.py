@@ -291,13 +291,16 @@ def folder_of(workdir: epath.PathLike) -> epath.Path:
     return storage.expanded(workdir).resolve() / "checkpoints"
 
 
-def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
+def load(
+    workdir: epath.PathLike, step: int | str = "last", *, ema: bool = False
+) -> Checkpoint:
     """The model part of a run's checkpoint: `step` a number, "last" or "best".
 
-    Of the last and the best, a damaged one is told and left out.
+    Of the last and the best, a damaged one is told and left out. With `ema` the average
+    of what was trained.
 
     Raises:
-      CheckpointError: no run directory, no such step, or it is damaged.
+      CheckpointError: no run directory, no such step, it is damaged, or has no average.
 
     A run goes on beside its readers: a step that it removes is looked for anew.
     """
@@ -314,6 +317,8 @@ def load(workdir: epath.PathLike, step: int | str = "last") -> Checkpoint:
                 if looks == 0 and not damaged:
                     checkpoints.tell_ignored()
                 chosen = checkpoints.find(step, without=damaged)
+                if ema:
+                    return checkpoints.read(chosen, items=("model", "ema")).averaged()
                 return checkpoints.read(chosen, items=("model",))
         except (FileNotFoundError, NotADirectoryError, DamagedStep) as error:
             looks += 1

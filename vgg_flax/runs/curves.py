@@ -7,7 +7,13 @@ from etils import epath
 from vgg_flax import metrics as metrics_lib
 from vgg_flax.metrics import Metric, Metrics
 
-_COLORS = {"train": "#9aa0a6", "validation": "#1a73e8", "test": "#d93025"}
+_COLORS = {
+    "train": "#9aa0a6",
+    "validation": "#1a73e8",
+    "validation_ema": "#188038",
+    "test": "#d93025",
+    "test_ema": "#e37400",
+}
 
 
 def draw_curves(
@@ -32,7 +38,7 @@ def draw_curves(
                 [r["epoch"] for r in chosen],
                 values,
                 color=color,
-                marker="o" if split == "test" else None,
+                marker="o" if split.startswith("test") else None,
                 label=f"{split} {last}",
             )
         axes.set(xlabel="epoch", ylabel=metric.title or metric.name)

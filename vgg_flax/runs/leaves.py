@@ -14,6 +14,7 @@ from flax import serialization, traverse_util
 from vgg_flax.errors import VGGFlaxError
 
 MODEL_KEYS = ("params", "batch_stats")  # of a state, what a net is
+AVERAGE = "ema/"  # before the paths of their average
 
 Leaves = dict[str, np.ndarray]  # by path: "params/conv1_1/kernel"
 
@@ -60,6 +61,25 @@ class Checkpoint:
         }
         text = json.dumps(described, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def averaged(self) -> "Checkpoint":
+        """The same with the average of what was trained in place of its last values.
+
+        Raises:
+          CheckpointError: the run keeps none.
+        """
+        described: dict[str, Any] = self.meta["leaves"]
+        of_average = [path for path in described if path.startswith(AVERAGE)]
+        found = {path.removeprefix(AVERAGE): path for path in of_average}
+        if not found:
+            raise CheckpointError(
+                f"step {self.step} has no average of the params: its run was trained "
+                "with config.averaging.decay=0; leave --ema out"
+            )
+        theirs = {name: described[path] for name, path in found.items()}
+        leaves = {name: self.leaves[path] for name, path in found.items()}
+        meta = {**self.meta, "leaves": {**described, **theirs}}
+        return Checkpoint(self.step, {**self.leaves, **leaves}, meta)
 
     @property
     def variables(self) -> dict[str, Any]:

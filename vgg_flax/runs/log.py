@@ -29,7 +29,7 @@ class Log:
     """A run's records: `metrics.jsonl`, TensorBoard files, `curves.png`, and lines.
 
     On a terminal a progress bar shows speed and time left; elsewhere plain lines do.
-    In all processes but the first it does nothing.
+    In all processes but the first it only keeps the records.
     """
 
     def __init__(
@@ -52,16 +52,15 @@ class Log:
         self._check = check
         self._total_steps, self._drawn = total_steps, time.monotonic()
         self._bar = None
-        self.records: list[dict[str, Any]] = []
-        if not active:
-            return
         # A validation that was not made when its step was saved comes again, too.
-        self.records = [
+        self.records: list[dict[str, Any]] = [
             record
             for record in read_records(workdir)
             if record["step"] + (record["split"] != "train" and not start.validated)
             <= start.step
         ]
+        if not active:
+            return
         self._file = storage.RecordFile(workdir / _RECORDS, self.records)
         with self._written():
             self._board = Board(workdir / "tensorboard", start.step + 1)
@@ -95,11 +94,11 @@ class Log:
         Raises:
           LeaseError: the run's directory is another's by now.
         """
+        record = {**record, "time": round(time.time(), 3)}
+        self.records.append(record)
         if not self._active:
             return
         self._check()
-        record = {**record, "time": round(time.time(), 3)}
-        self.records.append(record)
         self._file.append(record)
         with self._written():
             self._board.add(record)

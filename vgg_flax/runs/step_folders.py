@@ -1,7 +1,7 @@
 """A run's steps as folders that Orbax writes and reads: the only file that says orbax.
 
-A step's folder holds three items: `model` (params, batch_stats), `training` (the rest
-of the state) and `meta`, the `seal` of all.
+A step's folder holds these items: `model` (params, batch_stats), `ema`, their average,
+if there is one, `training` (the rest of the state) and `meta`, the `seal` of all.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ absl_logging.get_absl_logger().addFilter(
     lambda record: "Requested `tracked_metric`" not in record.getMessage()
 )
 
-ITEMS = ("model", "training")  # that hold the leaves
+ITEMS = ("model", "ema", "training")  # that hold the leaves
 
 # Where steps that are to go are moved: a removal that is cut off in the middle would
 # otherwise leave half a step, which reads as a damaged one.
@@ -223,8 +223,13 @@ def _quiet_stragglers() -> Iterator[None]:
 
 
 def _part(leaves: dict[str, Any], item: str) -> dict[str, Any]:
-    keys, model = leaves_lib.MODEL_KEYS, item == "model"
-    return {k: v for k, v in leaves.items() if (k.split("/")[0] in keys) == model}
+    return {path: leaf for path, leaf in leaves.items() if _item_of(path) == item}
+
+
+def _item_of(path: str) -> str:
+    if path.startswith(leaves_lib.AVERAGE):
+        return "ema"
+    return "model" if path.split("/")[0] in leaves_lib.MODEL_KEYS else "training"
 
 
 def _value(metrics: dict[str, float]) -> float:

@@ -1,6 +1,7 @@
 """What a run trains, and on what: settings, data, plan and net; none of it changes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +16,10 @@ from vgg_flax.data import batches, splits
 from vgg_flax.data.batches import Batch, Shard
 from vgg_flax.data.splits import Split
 from vgg_flax.errors import ConfigError
+from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
 from vgg_flax.runs import directory
-from vgg_flax.training import objectives, schedules, selection
+from vgg_flax.training import distillation, objectives, schedules, selection
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
 from vgg_flax.training.objectives import Objective
@@ -39,6 +41,7 @@ class Job:
       plan: when the run does what.
       fc_shards: how the FC kernels are cut over all devices.
       abstract_state: the state's shapes and dtypes, whole.
+      teacher: the net of `config.distillation`, if it has one.
     """
 
     config: Config
@@ -50,6 +53,7 @@ class Job:
     plan: Plan
     fc_shards: parallel.FCShards
     abstract_state: TrainState
+    teacher: Net | None = None
 
     @classmethod
     def prepare(
@@ -77,6 +81,7 @@ class Job:
         opened = _open_splits(config, objective)
         if objective.has_classes:
             config = _with_classes(config, len(opened["train"].class_names))
+        check_targets(config, objective)
         job = cls(
             config,
             storage.expanded(workdir),
@@ -87,6 +92,7 @@ class Job:
             Plan.of(config, len(opened["train"])),
             state_lib.make_shards(config, jax.device_count()),
             jax.eval_shape(lambda: state_lib.init_state(config)),
+            distillation.load(config, config.model.num_classes),
         )
         distributed.check_same(job.facts())
         return job
@@ -119,6 +125,7 @@ class Job:
         return {
             **{f"config.{k}": v for k, v in config_lib.flatten(self.config).items()},
             "workdir": str(self.workdir),
+            "teacher": self.teacher and self.teacher.sha256,
             "data": [
                 (s.name, self.fingerprints[k], s.class_names)
                 for k, s in self.splits.items()
@@ -184,15 +191,19 @@ class Job:
         schedule = schedules.make_schedule(
             self.config.optimizer, plan.steps_per_epoch, plan.total_steps, plan.shift
         )
-        mapped = parallel.pmap_step(
-            step_lib.make_train_step(
-                self.config, schedule, self.objective, self.fc_shards
-            ),
-            donate_state=True,
-            state_axes=self.fc_shards.axes(self.abstract_state),
+        axes = self.fc_shards.axes(self.abstract_state)
+        shapes = self._shapes(self.config.data.batch_size, train=True)
+        make = functools.partial(
+            step_lib.make_train_step,
+            self.config,
+            schedule,
+            self.objective,
+            self.fc_shards,
         )
-        size = self.config.data.batch_size
-        return parallel.compile_step(mapped, state, self._shapes(size, train=True))
+        if self.teacher is None:
+            mapped = parallel.pmap_step(make(), donate_state=True, state_axes=axes)
+            return parallel.compile_step(mapped, state, shapes)
+        return distillation.compile_step(make, self.teacher, state, axes, shapes)
 
     def compile_eval_step(self, variables: Any) -> Any:
         """The mapped validation step for a placed state's variables."""
@@ -248,6 +259,34 @@ def check_fits(config: Config, devices: int) -> None:
             f"can take, {net.smallest_image} pixels with config.model.fc6_window="
             f"{config.model.fc6_window}; raise it, or use "
             f"--config.model.fc6_window={max(1, config.data.crop_size // 32)}"
+        )
+
+
+def check_targets(config: Config, objective: Objective) -> None:
+    """Sees that what a config makes of labels is learnt, and has a value a class.
+
+    Raises:
+      ConfigError: the objective has targets of its own, or there are other classes.
+    """
+    settings, classes = config.regularization, config.model.num_classes
+    wanted = {
+        "regularization.label_smoothing": settings.label_smoothing,
+        "regularization.mixup_alpha": settings.mixup_alpha,
+        "regularization.cutmix_alpha": settings.cutmix_alpha,
+        "regularization.class_weights": settings.class_weights,
+        "distillation.teacher": config.distillation.teacher,
+    }
+    for name, value in wanted.items():
+        if value and objective.name != objectives.CLASSIFICATION.name:
+            raise ConfigError(
+                f"config.{name}={value!r} is about the labels of classes, and the "
+                f"objective {objective.name!r} has targets of its own; leave it out"
+            )
+    weights = settings.class_weights
+    if weights and (len(weights) != classes or not sum(weights)):
+        raise ConfigError(
+            f"config.regularization.class_weights={weights} has {len(weights)} values "
+            f"for {classes} classes; expected one a class, not all of them 0"
         )
 
 

@@ -61,8 +61,13 @@ class Objective:
 
 
 def cross_entropy(outputs: jax.Array, batch: Batch) -> Sums:
-    """The paper's multinomial logistic regression (section 3.1), and top-k hits."""
-    return metrics_lib.sums(outputs, batch["label"], batch["mask"])
+    """The paper's multinomial logistic regression (section 3.1), and top-k hits.
+
+    With `targets` in the batch, of those instead of the labels.
+    """
+    return metrics_lib.sums(
+        outputs, batch["label"], batch["mask"], batch.get("targets")
+    )
 
 
 def _hits(name: str, k: int, *, decides: bool) -> Metric:

@@ -13,6 +13,7 @@ from vgg_flax.errors import ConfigError, VGGFlaxError
 from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
 from vgg_flax.runs.leaves import (
+    AVERAGE,
     Checkpoint,
     CheckpointError,
     Leaves,
@@ -128,7 +129,8 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
         job = _with_pixels(job, config_lib.mean_and_std(own))
         check_unchanged(saved, job)
         _check_same_start(job, (saved.step, saved.sha256))
-        return job, from_leaves(job.abstract_state, _with_momentum(job, saved))
+        leaves = _with_average(job, _with_momentum(job, saved))
+        return job, from_leaves(job.abstract_state, leaves)
     config, pixels = job.config, config_lib.mean_and_std(job.config.data)
     weights = load_weights(config)
     state = new_state(config, weights)
@@ -196,6 +198,28 @@ def _with_momentum(job: Job, saved: Checkpoint) -> Leaves:
     return leaves | fresh
 
 
+def _with_average(job: Job, leaves: Leaves) -> Leaves:
+    """The leaves of a step with the average that this run keeps of its params.
+
+    What has none begins with what it is; that of what is frozen now is left out.
+    """
+    expected = [p for p in shapes_by_path(job.abstract_state) if p.startswith(AVERAGE)]
+    fresh = {
+        path: leaves[path.removeprefix(AVERAGE)]
+        for path in expected
+        if path not in leaves and path.removeprefix(AVERAGE) in leaves
+    }
+    if fresh:
+        layers = sorted({path.split("/")[-2] for path in fresh})
+        console.say(f"{', '.join(layers)}: their average begins here")
+    kept = {
+        path: leaf
+        for path, leaf in leaves.items()
+        if not path.startswith(AVERAGE) or path in expected
+    }
+    return kept | fresh
+
+
 def _check_same_start(job: Job, source: Any) -> None:
     """Raises ConfigError where the processes would start from different things."""
     distributed.check_same(
@@ -259,7 +283,9 @@ def new_state(config: Config, weights: Net | None) -> TrainState:
       ConfigError: they lack one of `config.init_layers`.
     """
     state = state_lib.draw_state(config)
-    return state if weights is None else _init_from(config, weights, state)
+    if weights is None:
+        return state
+    return state_lib.with_average(config, _init_from(config, weights, state))
 
 
 def _takes(config: Config, layer: str) -> bool:

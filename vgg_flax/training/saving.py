@@ -31,6 +31,16 @@ class Saver:
         """The finished steps, oldest first."""
         return self._checkpoints.steps()
 
+    def best_step(self) -> int | None:
+        """That of the best validation, if there was one."""
+        return self._checkpoints.best_step()
+
+    def read(self, step: int, *, ema: bool) -> dict[str, Any]:
+        """The variables of a finished step, on the host; with `ema` their average."""
+        self.wait()
+        saved = self._checkpoints.read(step, ("model", "ema") if ema else ("model",))
+        return (saved.averaged() if ema else saved).variables
+
     def save(
         self,
         fetch: Callable[[], Any],

@@ -12,7 +12,7 @@ from flax import struct
 from vgg_flax import model, parallel
 from vgg_flax.config import Config, ModelConfig
 from vgg_flax.errors import ConfigError
-from vgg_flax.training import optimizers, schedules, selection
+from vgg_flax.training import averaging, optimizers, schedules, selection
 
 
 class TrainState(struct.PyTreeNode):
@@ -25,11 +25,17 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: optax.OptState
     plateau: schedules.Plateau
+    ema: averaging.Average = dataclasses.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def averaged_variables(self) -> dict[str, Any]:
+        """The same with the average of what is trained; without one, as they are."""
+        return {k: v | self.ema.get(k, {}) for k, v in self.variables.items()}
 
 
 def make_model(config: ModelConfig) -> model.VGG:
@@ -64,13 +70,21 @@ def init_state(config: Config) -> TrainState:
         lambda x: x.astype(net.param_dtype), variables.get("batch_stats", {})
     )
     trained, _ = selection.split(config, variables["params"])
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=batch_stats,
         opt_state=optimizers.make_optimizer(config.optimizer).init(trained),
         plateau=schedules.init_plateau(),
     )
+    return with_average(config, state)
+
+
+def with_average(config: Config, state: TrainState) -> TrainState:
+    """`state` with an average that begins with it, if the config has one."""
+    parts = (state.params, state.batch_stats)
+    trained = (selection.split(config, part)[0] for part in parts)
+    return state.replace(ema=averaging.start(config.averaging, *trained))
 
 
 def draw_state(config: Config) -> TrainState:

@@ -14,8 +14,16 @@ import optax
 from vgg_flax import parallel
 from vgg_flax.config import Config
 from vgg_flax.images.preprocessing import Preprocessing
+from vgg_flax.training import (
+    averaging,
+    distillation,
+    optimizers,
+    schedules,
+    selection,
+    state,
+)
 from vgg_flax.training import forward as forward_lib
-from vgg_flax.training import optimizers, schedules, selection, state
+from vgg_flax.training.mixing import Mixing
 from vgg_flax.training.objectives import CLASSIFICATION
 from vgg_flax.training.state import TrainState
 
@@ -29,7 +37,8 @@ def make_train_step(
     schedule: optax.Schedule,
     objective: ObjectiveFn = CLASSIFICATION,
     shards: parallel.FCShards = parallel.UNCUT,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    teacher: distillation.Teacher | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """The update for one replica's part of the global batch.
 
     Args:
@@ -38,35 +47,28 @@ def make_train_step(
       objective: `(outputs, batch) -> sums` over unmasked examples, `loss` (whose mean
         is minimised) and `count` among them; see `objectives.Objective`.
       shards: how the state's FC kernels are cut.
+      teacher: of `config.distillation`, if it has one.
 
     Returns:
-      `train_step(state, batch) -> (state, metrics)`. `batch` is what
+      `train_step(state, batch) -> (state, metrics)`, with a third argument, the
+      variables, where there is a teacher. `batch` is what
       `data.batches.train_batches` yields. `metrics` holds the objective's sums over
       the global batch, and the scalars `learning_rate`, `gradient_norm` and
       `parameter_norm` (of the new params).
     """
-    net = state.make_model(config.model)
-    net = net.clone(frozen=tuple(sorted(selection.frozen(config, net.layer_names))))
-    forward = forward_lib.make_forward(net, shards, remat=config.remat)
-    preprocessing = Preprocessing.of(config.data)
+    loss, mixing = _make_loss(config, objective, shards, teacher)
     transformation = optimizers.make_optimizer(config.optimizer)
     pieces = config.optimizer.accumulation_steps
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, taught_by: Any = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         trained, frozen = selection.split(config, state.params)
 
-        def loss(trained: Any, totals: Any, batch_stats: Any, batch: Batch) -> Any:
-            images = preprocessing.normalize(
-                batch["image"], batch.get("color_shift"), net.param_dtype
-            )
-            outputs, batch_stats = forward(
-                trained | frozen, totals, batch_stats, images, batch["index"], key
-            )
-            sums = objective(outputs, batch)
-            return sums["loss"], (batch_stats, sums)
-
-        grad = functools.partial(jax.grad(loss, has_aux=True), trained)
+        batch = mixing.with_partners(batch)
+        whole = functools.partial(loss, frozen=frozen, key=key, taught_by=taught_by)
+        grad = functools.partial(jax.grad(whole, has_aux=True), trained)
         grads, batch_stats, sums = _accumulate(grad, state.batch_stats, batch, pieces)
         # Sums over replicas, divided once: masked examples weigh nothing anywhere.
         grads, sums = shards.psum((grads, sums))
@@ -82,16 +84,20 @@ def make_train_step(
             trained,
             direction,
         )
-        params |= frozen
         batch_stats = jax.lax.pmean(batch_stats, parallel.AXIS_NAME)
-        _, still = selection.split(
-            config, state.batch_stats
-        )  # not by a mean: to the bit
+        moved, _ = selection.split(config, batch_stats)
+        # Those of frozen layers not by a mean: to the bit.
+        _, still = selection.split(config, state.batch_stats)
+        ema = averaging.update(
+            config.averaging, state.ema, params, moved, state.step + 1
+        )
+        params = params | frozen
         new_state = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats | still,
             opt_state=opt_state,
+            ema=ema,
         )
         norms = {"gradient_norm": grads, "parameter_norm": params}
         return new_state, {
@@ -101,6 +107,55 @@ def make_train_step(
         }
 
     return train_step
+
+
+def _make_loss(
+    config: Config,
+    objective: ObjectiveFn,
+    shards: parallel.FCShards,
+    teacher: distillation.Teacher | None,
+) -> tuple[Callable[..., Any], Mixing]:
+    """What one replica's gradient is of, and what is made of its batch before.
+
+    `loss(trained, totals, batch_stats, batch, *, frozen, key, taught_by)` -> the sum
+    of losses, and `(batch_stats, sums)`.
+    """
+    net = state.make_model(config.model)
+    net = net.clone(frozen=tuple(sorted(selection.frozen(config, net.layer_names))))
+    forward = forward_lib.make_forward(net, shards, remat=config.remat)
+    preprocessing = Preprocessing.of(config.data)
+    mixing = Mixing(config.regularization, preprocessing, net.param_dtype)
+    settings = config.distillation
+
+    def loss(
+        trained: Any,
+        totals: Any,
+        batch_stats: Any,
+        batch: Batch,
+        *,
+        frozen: Any,
+        key: jax.Array,
+        taught_by: Any,
+    ) -> Any:
+        pixels, share = mixing(key, batch)
+        images = preprocessing.standardize(pixels)
+        outputs, batch_stats = forward(
+            trained | frozen, totals, batch_stats, images, batch["index"], key
+        )
+        labelled = mixing.labels(batch, share, net.num_classes)
+        sums = objective(outputs, labelled)
+        if teacher is not None:
+            taught = distillation.loss(
+                outputs,
+                teacher(taught_by, pixels),
+                batch["mask"],
+                settings.temperature,
+            )
+            own = (1 - settings.weight) * sums["loss"]
+            sums = {**sums, "loss": own + settings.weight * taught}
+        return sums["loss"], (batch_stats, sums)
+
+    return loss, mixing
 
 
 def make_eval_step(

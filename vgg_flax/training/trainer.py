@@ -27,8 +27,9 @@ from vgg_flax.runs.lease import Lease
 from vgg_flax.runs.log import Log
 from vgg_flax.runs.meter import Meter
 from vgg_flax.runs.profiling import Profiler
-from vgg_flax.training import resumption, schedules, validation
+from vgg_flax.training import measurements, resumption, schedules
 from vgg_flax.training.job import Job
+from vgg_flax.training.measurements import Measurements
 from vgg_flax.training.objectives import CLASSIFICATION, Objective
 from vgg_flax.training.saving import Saver
 from vgg_flax.training.state import TrainState
@@ -179,7 +180,7 @@ class Run:
         plan, position = self.job.plan, self.position
         if not position.validated:
             self._validate_and_save()
-        if position.step == plan.total_steps:
+        if position.step == plan.total_steps or self._measurements.is_stale():
             return
         step_fn, compiling_since = self._compile()
         meter = self._make_meter()
@@ -189,6 +190,7 @@ class Run:
             with profiling.named(position.step + 1):
                 self.state, sums = step_fn(self.state, batch)
             position.step += 1
+            is_over = position.step == plan.total_steps
             meter.add(position.step, sums)
             if compiling_since is not None:
                 meter.read_all()
@@ -200,25 +202,41 @@ class Run:
                 position.validated = not plan.validates_at(position.step)
                 self._validate_and_save()
                 meter.restart_clock()
+                is_over = is_over or self._measurements.is_stale()
             self.watchdog.step_ended()
             if received := self.signals.poll():
                 meter.read_all()
                 self._stop(received)
             after_step(position.step)
-            if position.step == plan.total_steps:
+            if is_over:
                 break
 
     def test(self) -> dict[str, Any]:
-        """The last step's record of test, measured unless it is there already.
+        """The record of test that decides, measured unless it is there already.
 
-        Of validation, where the data have no test split.
+        Of the last step or, as `config.test_step` says, of the best; of the average,
+        where there is one; of validation, where the data have no test split.
         """
         workdir, step = self.job.workdir, self.position.step
-        name = "test" if "test" in self.job.splits else "validation"
-        done = [r for r in log.read_records(workdir) if r["split"] == name]
-        is_there = bool(done) and done[-1]["step"] == step
-        record = done[-1] if is_there else self.measure(name)
-        if is_there and name == "test":
+        if self.job.config.test_step == "best":
+            self.saver.wait()
+            step = self.saver.best_step() or step
+        split = "test" if "test" in self.job.splits else "validation"
+        records = log.read_records(workdir)
+        done = {r["split"]: r for r in records if r["step"] == step}
+        left = [
+            ema
+            for ema in self._measurements.kinds
+            if measurements.name_of(split, ema=ema) not in done
+        ]
+        for ema in left:
+            if step == self.position.step:
+                record = self.measure(split, ema=ema)
+            else:
+                best = self.job.fc_shards.place(self.saver.read(step, ema=ema))
+                record = self._measurements.measure(split, best, step, ema=ema)
+            done[record["split"]] = record
+        if not left and split == "test":
             self.log.say(f"complete: {workdir} is at its last step, {step}")
         else:
             self.log.draw(last=True)
@@ -226,50 +244,33 @@ class Run:
         self.saver.check_still_there()
         self.events.write("complete", **self.goodput.facts())
         self.log.say(self.goodput.line())
+        record = done[measurements.name_of(split, ema=self._measurements.kinds[-1])]
         self.log.say(log.result_line(record, self.job.objective.metrics, workdir))
         return record
 
-    def measure(self, name: str) -> dict[str, Any]:
-        """The record of a whole split with the state as it is, which is logged."""
-        job = self.job
+    def measure(self, name: str, *, ema: bool = False) -> dict[str, Any]:
+        """The record of a whole split with the state as it is, which is logged.
 
+        Args:
+          name: of the split.
+          ema: whether of the average.
+        """
+        state = self.state
+        return self._measurements.measure(
+            name,
+            state.averaged_variables if ema else state.variables,
+            self.position.step,
+            ema=ema,
+        )
+
+    @functools.cached_property
+    def _measurements(self) -> Measurements:
         def after_batch() -> None:
             self.watchdog.step_ended()
             if received := self.signals.poll():
                 self._stop(received)
 
-        start = time.perf_counter()
-        self.events.write("evaluation_started", split=name)
-        result = validation.validate(
-            self._eval_step,
-            self.state.variables,
-            parallel.prefetch(job.eval_batches(name)),
-            len(job.splits[name]),
-            job.objective.metrics,
-            skipping=job.config.data.on_bad_image == "skip",
-            after_batch=after_batch,
-        )
-        seconds = time.perf_counter() - start
-        deciding = metrics_lib.deciding(job.objective.metrics).name
-        self.events.write(
-            "evaluation_finished",
-            split=name,
-            seconds=round(seconds, 3),
-            **{deciding: result[deciding]},
-        )
-        record = {
-            "step": self.position.step,
-            "epoch": job.plan.epoch_at(self.position.step),
-            "split": name,
-            **result,
-            "images_per_second": round(result["count"] / seconds, 1),
-        }
-        self.log.record(record)
-        return record
-
-    @functools.cached_property
-    def _eval_step(self) -> Any:
-        return self.job.compile_eval_step(self.state.variables)
+        return Measurements(self.job, self.log, self.events, after_batch)
 
     def _compile(self) -> tuple[Any, float | None]:
         """The step; and when its compiling began, if the first call is to end it."""
@@ -319,7 +320,10 @@ class Run:
         score = None
         if not self.position.validated and "validation" in self.job.splits:
             deciding = metrics_lib.deciding(self.job.objective.metrics)
-            score = deciding.score(self.measure("validation")[deciding.name])
+            *_, decides = [
+                self.measure("validation", ema=ema) for ema in self._measurements.kinds
+            ]
+            score = deciding.score(decides[deciding.name])
             plateau = schedules.update_plateau(
                 self.job.config.optimizer, self.state.plateau, score[1]
             )

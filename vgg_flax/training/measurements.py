@@ -1,0 +1,112 @@
+"""A run's evaluations: of its params and of their average, as records."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vgg_flax import metrics as metrics_lib
+from vgg_flax import parallel
+from vgg_flax.runs.events import Events
+from vgg_flax.runs.log import Log
+from vgg_flax.training import validation
+from vgg_flax.training.job import Job
+
+
+def name_of(split: str, *, ema: bool) -> str:
+    """Of a split's records: those of the average stand beside."""
+    return f"{split}_ema" if ema else split
+
+
+@dataclasses.dataclass
+class Measurements:
+    """Measures, logs, and says whether it still gets better.
+
+    Attributes:
+      job: whose splits.
+      log: that is told.
+      events: likewise.
+      after_batch: called once a batch: progress, and a look at signals.
+    """
+
+    job: Job
+    log: Log
+    events: Events
+    after_batch: Callable[[], None]
+
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """Whether of the average, of each thing that is evaluated; the last decides."""
+        return (False, True) if self.job.config.averaging.decay else (False,)
+
+    def measure(
+        self, split: str, variables: Any, step: int, *, ema: bool
+    ) -> dict[str, Any]:
+        """The record of a whole split, which is logged.
+
+        Args:
+          split: its name.
+          variables: placed.
+          step: that they are of.
+          ema: whether they are the average.
+        """
+        job, name = self.job, name_of(split, ema=ema)
+        start = time.perf_counter()
+        self.events.write("evaluation_started", split=name)
+        result = validation.validate(
+            self._eval_step(variables),
+            variables,
+            parallel.prefetch(job.eval_batches(split)),
+            len(job.splits[split]),
+            job.objective.metrics,
+            skipping=job.config.data.on_bad_image == "skip",
+            after_batch=self.after_batch,
+        )
+        seconds = time.perf_counter() - start
+        deciding = self._deciding.name
+        self.events.write(
+            "evaluation_finished",
+            split=name,
+            seconds=round(seconds, 3),
+            **{deciding: result[deciding]},
+        )
+        record = {
+            "step": step,
+            "epoch": job.plan.epoch_at(step),
+            "split": name,
+            **result,
+            "images_per_second": round(result["count"] / seconds, 1),
+        }
+        self.log.record(record)
+        return record
+
+    def is_stale(self) -> bool:
+        """Whether validations no longer get better, so that the run is to end."""
+        patience = self.job.config.early_stopping_patience
+        if not patience:
+            return False
+        name, deciding = name_of("validation", ema=self.kinds[-1]), self._deciding
+        scores = [
+            deciding.score(record[deciding.name])[1]
+            for record in self.log.records
+            if record["split"] == name
+        ]
+        stale = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        if stale < patience:
+            return False
+        self.log.say(
+            f"{stale} validations without a better {deciding.name}: the run ends here "
+            f"(early_stopping_patience={patience})"
+        )
+        return True
+
+    @property
+    def _deciding(self) -> metrics_lib.Metric:
+        return metrics_lib.deciding(self.job.objective.metrics)
+
+    def _eval_step(self, variables: Any) -> Any:
+        if self._compiled is None:
+            self._compiled = self.job.compile_eval_step(variables)
+        return self._compiled
+
+    _compiled: Any = dataclasses.field(default=None, init=False)
