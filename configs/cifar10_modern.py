@@ -7,10 +7,11 @@ time      not measured here; twice the epochs of configs/cifar10.py
 result    not run here. Its sibling of CPU size is configs/digits_modern.py
 
 Where each value is from: TrivialAugmentWide as in its paper's CIFAR runs (Mueller and
-Hutter 2021), with flips, crops and a cut-out, for which erasing stands here; CutMix with alpha 1 in half of the batches (Yun et al. 2019 for
-CIFAR; the other half has mixup of 0.2); smoothing 0.1 (Szegedy et al. 2016); decay of
-kernels alone (He et al. 2019, section 3.1); the average's 0.999 a step reaches back
-three epochs of 352 steps; 200 epochs, as both papers.
+Hutter 2021), beside flips, crops and a cut-out, for which erasing stands here; CutMix
+with alpha 1 (Yun et al. 2019, CIFAR) in half of the batches, mixup of 0.2 in the rest;
+smoothing 0.1 (Szegedy et al. 2016); decay of kernels alone (He et al. 2019, section
+3.1); an average whose 0.999 a step reaches back three epochs of 352 steps; 200 epochs,
+as both papers.
 """
 
 from configs import cifar10

@@ -67,9 +67,8 @@ def load(
       preprocessing: of a file, a key of `layouts.PIXELS`, instead of its own.
       mean: of a file, of pixels in [0, 1], a value a channel, instead of its own.
       std: with the mean.
-      crop_size: the side of the test view in pixels, instead of the weights' own:
-        what the run or the file says of itself, or else 32 pixels for each of fc6's
-        window, or else the lineage's.
+      crop_size: the side of the test view in pixels, instead of the weights' own: what
+        run or file says, or 32 for each of fc6's window, or else the lineage's.
       test_scale: the smaller side of the image of which that is the centre; None:
         the weights' own, or `crop_size` where that is not the weights'.
       dtype: of params and computation; None: float32, or the run's own.
@@ -90,9 +89,8 @@ def load(
     own_classes = num_classes if head is None else None
     folder = _local_folder(source)
     if folder is not None:
-        workdir, step = _find_run(folder, step)
         _refuse_in_runs(source, **of_file, num_classes=own_classes)
-        net = _load_checkpoint(source, workdir, step, ema, dtype, sha256)
+        net = _load_checkpoint(source, *_find_run(folder, step), ema, dtype, sha256)
         net = _without_head(net) if include_top is False else net
         net = Net(net.variables, net.card.with_sizes(**sizes))
     else:
@@ -100,11 +98,7 @@ def load(
             include_top = False
         more: Any = {"include_top": include_top, "num_classes": own_classes}
         more |= {"dtype": dtype, "sha256": sha256}
-        if ema:
-            raise WeightsError(
-                f"{urls.shown(source)} is a file; ema=True (--ema) is of a run"
-            )
-        net = _load_file(source, step, **of_file, **sizes, **more)
+        net = _load_file(source, step, ema, **of_file, **sizes, **more)
     if head is not None and num_classes is not None:
         net = _with_new_head(net, head, num_classes)
     return _ended(_with_channels(net, in_channels), until)
@@ -113,6 +107,7 @@ def load(
 def _load_file(
     source: str,
     step: int | str,
+    ema: bool,
     *,
     sha256: str | None,
     entry: str | None,
@@ -122,9 +117,9 @@ def _load_file(
 
     Tells what of the file was passed over.
     """
-    if step != "last":
-        shown = urls.shown(source)
-        raise WeightsError(f"{shown} is a file and has no steps; step={step!r}")
+    if step != "last" or ema:
+        given = "ema=True (--ema)" if ema else f"step={step!r}"
+        raise WeightsError(f"{urls.shown(source)} is a file and has no steps; {given}")
     container = fetch.read(source, sha256=sha256)
     weights = mapping.to_weights(
         container.entry(entry),

@@ -366,12 +366,12 @@ def test_a_complete_run_started_again_tells_the_result_as_its_last_line(
 ) -> None:
     """Also with other settings of those that change nothing of the training."""
     records = log.read_records(undisturbed)
-    (test,) = [r for r in records if r["split"] == "test"]
+    (test,) = [r for r in records if r["split"] == "test_ema"]
     flags = ["--config.log_every_steps=7", "--config.data.num_threads=1"]
     code, out, err = finish(start(undisturbed, digits_dir, *flags))
     assert code == 0, err
     assert "complete" in out
-    top1 = f"test top1 {test['top1']:.2%} ({test['top1_count']}/360)"
+    top1 = f"test_ema top1 {test['top1']:.2%} ({test['top1_count']}/360)"
     assert out.splitlines()[-1].startswith(top1)
     assert log.read_records(undisturbed) == records
 

@@ -296,30 +296,27 @@ def load(
 ) -> Checkpoint:
     """The model part of a run's checkpoint: `step` a number, "last" or "best".
 
-    Of the last and the best, a damaged one is told and left out. With `ema` the average
-    of what was trained.
+    Of the last and the best, a damaged one is told and left out. With `ema` the average.
+    A run goes on beside its readers: a step that it removes is looked for anew.
 
     Raises:
       CheckpointError: no run directory, no such step, it is damaged, or has no average.
-
-    A run goes on beside its readers: a step that it removes is looked for anew.
     """
     if not exists(workdir):
         raise CheckpointError(
             f"{epath.Path(workdir)} has no folder 'checkpoints'; expected the "
             "--workdir of a training run"
         )
-    folder, damaged = folder_of(workdir), list[int]()
-    looks = 0
+    folder, damaged, looks = folder_of(workdir), list[int](), 0
     while True:
         try:
             with Checkpoints(folder, keep=1, read_only=True) as checkpoints:
                 if looks == 0 and not damaged:
                     checkpoints.tell_ignored()
                 chosen = checkpoints.find(step, without=damaged)
-                if ema:
-                    return checkpoints.read(chosen, items=("model", "ema")).averaged()
-                return checkpoints.read(chosen, items=("model",))
+                items = ("model", "ema") if ema else ("model",)
+                saved = checkpoints.read(chosen, items)
+                return saved.averaged() if ema else saved
         except (FileNotFoundError, NotADirectoryError, DamagedStep) as error:
             looks += 1
             is_damage = isinstance(error, DamagedStep)
