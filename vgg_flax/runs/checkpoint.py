@@ -296,7 +296,7 @@ def load(
 ) -> Checkpoint:
     """The model part of a run's checkpoint: `step` a number, "last" or "best".
 
-    Of the last and the best, a damaged one is told and left out. With `ema` the average.
+    Of the last and best, a damaged one is told and left out. With `ema` the average.
     A run goes on beside its readers: a step that it removes is looked for anew.
 
     Raises:
