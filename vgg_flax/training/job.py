@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
 from vgg_flax import config as config_lib
@@ -17,7 +18,7 @@ from vgg_flax.data.splits import Split
 from vgg_flax.errors import ConfigError
 from vgg_flax.parallel import distributed
 from vgg_flax.runs import directory
-from vgg_flax.training import objectives, schedules, selection
+from vgg_flax.training import objectives, optimizers, schedules, selection
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
 from vgg_flax.training.objectives import Objective
@@ -33,6 +34,7 @@ class Job:
       config: checked.
       workdir: where the run lives.
       objective: what is minimised and told.
+      optimizer: of one's own; None: the one that the config names.
       shard: which part of a batch is this process's.
       splits: "train" and, as the config has them, "test" and "validation".
       fingerprints: of each, its number of examples and a hash of what is in it.
@@ -44,6 +46,7 @@ class Job:
     config: Config
     workdir: epath.Path
     objective: Objective
+    optimizer: optax.GradientTransformation | None
     shard: Shard
     splits: dict[str, Split]
     fingerprints: dict[str, tuple[int, str]]
@@ -57,6 +60,7 @@ class Job:
         config: Config,
         workdir: epath.PathLike,
         objective: Objective = objectives.CLASSIFICATION,
+        optimizer: optax.GradientTransformation | None = None,
     ) -> "Job":
         """Checks the settings, opens the splits, and compares the processes.
 
@@ -68,6 +72,7 @@ class Job:
         """
         config = config_lib.check(config)
         objectives.check(objective, config.objective)
+        optimizers.check(optimizer, config.optimizer.name)
         storage.check_path("--workdir", workdir)
         distributed.check_devices()
         resolved = splits.resolved(config.data)
@@ -81,12 +86,13 @@ class Job:
             config,
             storage.expanded(workdir),
             objective,
+            optimizer,
             Shard(jax.process_index(), jax.process_count()),
             opened,
             {k: (len(v), splits.fingerprint(v)) for k, v in opened.items()},
             Plan.of(config, len(opened["train"])),
             state_lib.make_shards(config, jax.device_count()),
-            jax.eval_shape(lambda: state_lib.init_state(config)),
+            jax.eval_shape(lambda: state_lib.init_state(config, optimizer)),
         )
         distributed.check_same(job.facts())
         return job
@@ -186,7 +192,7 @@ class Job:
         )
         mapped = parallel.pmap_step(
             step_lib.make_train_step(
-                self.config, schedule, self.objective, self.fc_shards
+                self.config, schedule, self.objective, self.fc_shards, self.optimizer
             ),
             donate_state=True,
             state_axes=self.fc_shards.axes(self.abstract_state),

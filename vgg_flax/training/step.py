@@ -29,6 +29,7 @@ def make_train_step(
     schedule: optax.Schedule,
     objective: ObjectiveFn = CLASSIFICATION,
     shards: parallel.FCShards = parallel.UNCUT,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The update for one replica's part of the global batch.
 
@@ -38,6 +39,7 @@ def make_train_step(
       objective: `(outputs, batch) -> sums` over unmasked examples, `loss` (whose mean
         is minimised) and `count` among them; see `objectives.Objective`.
       shards: how the state's FC kernels are cut.
+      optimizer: of one's own, where `config.optimizer` has the name "custom".
 
     Returns:
       `train_step(state, batch) -> (state, metrics)`. `batch` is what
@@ -49,7 +51,7 @@ def make_train_step(
     net = net.clone(frozen=tuple(sorted(selection.frozen(config, net.layer_names))))
     forward = forward_lib.make_forward(net, shards, remat=config.remat)
     preprocessing = Preprocessing.of(config.data)
-    transformation = optimizers.make_optimizer(config.optimizer)
+    transformation = optimizers.make_optimizer(config.optimizer, shards, optimizer)
     pieces = config.optimizer.accumulation_steps
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
 from vgg_flax import config as config_lib
@@ -35,7 +36,10 @@ from vgg_flax.training.state import TrainState
 
 
 def train_and_evaluate(
-    config: Config, workdir: epath.PathLike, objective: Objective = CLASSIFICATION
+    config: Config,
+    workdir: epath.PathLike,
+    objective: Objective = CLASSIFICATION,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, or resumes, or finds it done; returns the test record.
 
@@ -45,6 +49,8 @@ def train_and_evaluate(
         `tensorboard/` and `checkpoints/` are; made if missing. A run found there is
         continued.
       objective: what is minimised and told, as `config.objective` names it.
+      optimizer: of one's own, whole, its learning rate in it, where
+        `config.optimizer.name` is "custom"; else None.
 
     Returns:
       The last record of the test split: `step`, `loss`, `top1`, `top5`, `count`, ...
@@ -52,21 +58,24 @@ def train_and_evaluate(
     Raises:
       VGGFlaxError: what the person at the keyboard can mend.
     """
-    with open_run(config, workdir, objective) as run:
+    with open_run(config, workdir, objective, optimizer) as run:
         run.train()
         return run.test()
 
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, workdir: epath.PathLike, objective: Objective = CLASSIFICATION
+    config: Config,
+    workdir: epath.PathLike,
+    objective: Objective = CLASSIFICATION,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Iterator["Run"]:
     """A run that is about to go on, its state restored or made; closed at the end.
 
     Args and errors as of `train_and_evaluate`.
     """
     goodput, position = Goodput(), Position()
-    job = Job.prepare(config, workdir, objective)
+    job = Job.prepare(config, workdir, objective, optimizer)
     distributed.by_first(lambda: directory.prepare(job.workdir, job.state_bytes))
     folder = checkpoint.folder_of(job.workdir)
     several = job.shard.processes > 1
