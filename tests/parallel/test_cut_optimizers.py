@@ -87,7 +87,13 @@ def trained(config: OptimizerConfig, replicas: int, is_cut: bool) -> Any:
     return jax.device_get(state[0])
 
 
-@pytest.mark.parametrize("name", CASES)
+FEW = ("lamb", "sgd, clipped by norm", "muon, clipped in each way")  # plain `pytest`'s
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in CASES],
+)
 def test_a_cut_kernel_is_updated_as_a_whole_one(name: str) -> None:
     config = OptimizerConfig(name=name.split(",")[0], weight_decay=0.1, **CASES[name])
     with jax.enable_x64(True):

@@ -1,5 +1,6 @@
 """An optimiser of one's own; a run that goes on with another, or with other layers."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from vgg_flax import config as config_lib
 from vgg_flax import errors, parallel
 from vgg_flax.config import Config, OptimizerConfig
 from vgg_flax.runs import checkpoint
-from vgg_flax.runs.leaves import Checkpoint, Leaves, to_leaves
+from vgg_flax.runs.leaves import Checkpoint, Leaves, describe, to_leaves
 from vgg_flax.training import objectives, optimizers, resumption, schedules, trainer
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
@@ -49,28 +50,36 @@ def config(shallow: None, digits_dir: str) -> Config:
     )
 
 
-def read(workdir: pathlib.Path, step: int) -> Checkpoint:
-    folder = workdir / "checkpoints"
-    with checkpoint.Checkpoints(folder, keep=3, read_only=True) as checkpoints:
-        return checkpoints.read(step)
-
-
 @pytest.fixture(scope="module")
-def workdir(config: Config, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run of one step by adamw."""
+def saved(
+    config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, Checkpoint]:
+    """A workdir, and a step of a run in it by adamw, nothing in whose state is 0."""
     workdir = tmp_path_factory.mktemp("adamw")
-    trainer.train_and_evaluate(config, workdir)
-    return workdir
+    job = Job.prepare(config, workdir)
+    leaves = to_leaves(state_lib.draw_state(config))
+    for path in leaves:
+        if path.startswith("opt_state/"):
+            leaves[path] += 1
+    meta = {
+        "config": dataclasses.asdict(config),
+        "class_names": job.class_names,
+        "data": job.fingerprints,
+        "evaluated": True,
+        "leaves": describe(leaves),
+    }
+    return workdir, Checkpoint(1, leaves, meta)
 
 
 def carried(
     config: Config,
-    workdir: pathlib.Path,
+    saved: tuple[pathlib.Path, Checkpoint],
     optimizer: optax.GradientTransformation | None = None,
 ) -> Leaves:
     """The optimiser's leaves with which a run would go on."""
+    workdir, step = saved
     job = Job.prepare(config, workdir, optimizer=optimizer)
-    _, state = resumption.first_state(job, read(workdir, 1))
+    _, state = resumption.first_state(job, step)
     return {k: v for k, v in to_leaves(state).items() if k.startswith("opt_state/")}
 
 
@@ -79,17 +88,19 @@ def layers(leaves: Leaves) -> set[str]:
 
 
 def test_a_run_does_not_go_on_with_another_optimiser_unless_told_to(
-    config: Config, workdir: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    config: Config,
+    saved: tuple[pathlib.Path, Checkpoint],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Even where the parts of its state have the same names and shapes."""
     other = changed(config, optimizer__name="lamb")
     with pytest.raises(errors.ConfigError, match=r"optimizer\.name: 'adamw' -> 'lamb'"):
-        carried(other, workdir)
-    leaves = carried(changed(other, resume_with_changes=True), workdir)
+        carried(other, saved)
+    leaves = carried(changed(other, resume_with_changes=True), saved)
     assert not any(leaf.any() for leaf in leaves.values())
     assert "optimizer adamw -> lamb: its state begins anew" in capsys.readouterr().err
     same = carried(
-        changed(config, optimizer__clip_norm=9.0, resume_with_changes=True), workdir
+        changed(config, optimizer__clip_norm=9.0, resume_with_changes=True), saved
     )
     assert same.keys() == leaves.keys()
     for path, leaf in same.items():
@@ -97,39 +108,39 @@ def test_a_run_does_not_go_on_with_another_optimiser_unless_told_to(
 
 
 def test_thawed_layers_have_a_counting_optimiser_begin_anew(
-    config: Config, workdir: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    config: Config,
+    saved: tuple[pathlib.Path, Checkpoint],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its correction of means that began at 0 would be wrong for them."""
     config = changed(config, resume_with_changes=True)
-    leaves = carried(changed(config, freeze=()), workdir)
+    leaves = carried(changed(config, freeze=()), saved)
     assert "conv1_1" in layers(leaves)
     assert not any(leaf.any() for leaf in leaves.values())
     told = "optimizer adamw counts its updates, and layers are new to it: its state"
     assert told in capsys.readouterr().err
-    leaves = carried(changed(config, freeze=("stage1", "stage2")), workdir)
+    leaves = carried(changed(config, freeze=("stage1", "stage2")), saved)
     assert layers(leaves) == {"conv3_1", "conv4_1", "conv5_1", "fc8"}
     assert all(leaf.any() for leaf in leaves.values())
     assert "conv2_1: frozen from here on" in capsys.readouterr().err
 
 
 def test_a_state_of_other_parts_is_told(
-    config: Config, workdir: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    config: Config,
+    saved: tuple[pathlib.Path, Checkpoint],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As of a custom optimiser, of whose making the config says nothing."""
-    saved = read(workdir, 1)
-    config = changed(
-        config, optimizer__name="custom", num_steps=1, resume_with_changes=False
+    workdir, step = saved
+    custom = changed(config, optimizer__name="custom")
+    step = dataclasses.replace(
+        step, meta={**step.meta, "config": dataclasses.asdict(custom)}
     )
-    saved.meta["config"]["optimizer"]["name"] = "custom"
-    job = Job.prepare(config, workdir, optimizer=optax.sgd(0.1, momentum=0.9))
     with pytest.raises(errors.ConfigError, match="made otherwise than at step 1: "):
-        resumption.first_state(job, saved)
-    config = changed(config, resume_with_changes=True)
+        carried(custom, (workdir, step), optax.sgd(0.1, momentum=0.9))
     made = optax.inject_hyperparams(optax.sgd)(learning_rate=0.25, momentum=0.9)
-    _, state = resumption.first_state(
-        Job.prepare(config, workdir, optimizer=made), saved
-    )
-    assert state.opt_state[0].hyperparams["learning_rate"] == 0.25  # as it begins
+    leaves = carried(changed(custom, resume_with_changes=True), (workdir, step), made)
+    assert leaves["opt_state/0/hyperparams/learning_rate"] == 0.25  # as it begins
     assert "begins anew" in capsys.readouterr().err
 
 
@@ -172,32 +183,41 @@ def test_a_recipe_names_its_optimiser_and_a_run_needs_it(
 ) -> None:
     path = tmp_path / "recipe.py"
     path.write_text(RECIPE)
-    custom = changed(
-        config, optimizer__name="custom", optimizer__schedule="constant", num_steps=2
-    )
-    with pytest.raises(errors.ConfigError, match=r"none is given; return an optax"):
-        trainer.train_and_evaluate(custom, tmp_path / "run")
-    with pytest.raises(errors.ConfigError, match=r"expected an optax\.Gradient"):
-        trainer.train_and_evaluate(
-            custom, tmp_path / "run", objectives.CLASSIFICATION, optax.adamw
-        )
+    custom = changed(config, optimizer__name="custom")
     made = optimizers.of_recipe(path, custom)
-    with pytest.raises(errors.ConfigError, match=r"'adamw', and an optimizer of one's"):
-        trainer.train_and_evaluate(
-            config, tmp_path / "run", objectives.CLASSIFICATION, made
-        )
-    assert not (tmp_path / "run").exists()
-    # As ours is, that decays nothing but has optax's decay.
-    trainer.train_and_evaluate(
-        custom, tmp_path / "run", objectives.CLASSIFICATION, made
-    )
-    builtin = changed(config, optimizer__weight_decay=1e-4, num_steps=2)
-    trainer.train_and_evaluate(builtin, tmp_path / "builtin")
-    ours, theirs = read(tmp_path / "builtin", 2), read(tmp_path / "run", 2)
-    for name, leaf in ours.leaves.items():
-        if name.startswith("params/"):
-            np.testing.assert_allclose(theirs.leaves[name], leaf, rtol=0, atol=1e-6)
     assert optimizers.of_recipe(config_lib.__file__, config) is None
+    for recipe, optimizer, told in (
+        (custom, None, r"none is given; return an optax"),
+        (custom, optax.adamw, r"expected an optax\.GradientTransformation"),
+        (config, made, r"'adamw', and an optimizer of one's own is given"),
+    ):
+        with pytest.raises(errors.ConfigError, match=told):
+            trainer.train_and_evaluate(
+                recipe, tmp_path / "run", objectives.CLASSIFICATION, optimizer
+            )
+    assert not (tmp_path / "run").exists()
+    assert Job.prepare(custom, tmp_path / "run", optimizer=made).optimizer is made
+
+
+@pytest.mark.slow  # two runs
+def test_a_run_by_an_optimiser_of_ones_own_is_that_of_the_same_by_name(
+    config: Config, tmp_path: pathlib.Path
+) -> None:
+    custom = changed(config, optimizer__name="custom", num_steps=2)
+    named = changed(config, optimizer__weight_decay=1e-4, num_steps=2)
+    whole = optax.adamw(config.optimizer.learning_rate)  # decays by 1e-4
+    params = []
+    for recipe, optimizer in ((custom, whole), (named, None)):
+        workdir = tmp_path / recipe.optimizer.name
+        trainer.train_and_evaluate(
+            recipe, workdir, objectives.CLASSIFICATION, optimizer
+        )
+        folder = workdir / "checkpoints"
+        with checkpoint.Checkpoints(folder, keep=3, read_only=True) as checkpoints:
+            params.append(checkpoints.read(2).variables["params"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *params
+    )
 
 
 @pytest.mark.slow  # a step to compile for each

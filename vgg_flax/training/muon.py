@@ -45,7 +45,7 @@ def scale_by_muon(
       Liu et al. 2025, Muon is scalable for LLM training, arXiv:2502.16982
     """
 
-    def init(params: Any) -> MuonState:
+    def init(params: Any) -> Any:
         return MuonState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
     def blend(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -49,8 +49,7 @@ def train_and_evaluate(
         `tensorboard/` and `checkpoints/` are; made if missing. A run found there is
         continued.
       objective: what is minimised and told, as `config.objective` names it.
-      optimizer: of one's own, whole, its learning rate in it, where
-        `config.optimizer.name` is "custom"; else None.
+      optimizer: of one's own and whole, where `config.optimizer.name` is "custom".
 
     Returns:
       The last record of the test split: `step`, `loss`, `top1`, `top5`, `count`, ...
