@@ -1,8 +1,8 @@
 """What other programs call the settings: for who types that."""
 
 ALIASES = {  # by the last part of what is typed
-    "amp": "model.dtype",
     "agc": "optimizer.adaptive_clip",
+    "amp": "model.dtype",
     "arch": "model.variant",
     "architecture": "model.variant",
     "augmentation": "data.train_view",

@@ -123,7 +123,7 @@ class OptimizerConfig:
         high=1,
     )
     epsilon: float = setting(
-        1e-8, "adamw, lamb, rmsprop, muon: added to what is divided by", low=0
+        1e-8, "adamw, lamb, rmsprop, muon: added to what is divided by", low=1e-16
     )
     weight_decay: float = setting(
         5e-4, "factor of the params that is added to their gradients", low=0
