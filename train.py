@@ -26,12 +26,14 @@ def main(_: list[str]) -> None:
     settings = config.check(settings)
     # Not before: a mistake in the flags is told at once, these take seconds.
     from vgg_flax.parallel import compilation_cache, distributed
-    from vgg_flax.training import objectives, trainer
+    from vgg_flax.training import objectives, optimizers, trainer
 
     workdir = flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}"
     distributed.initialize(flags.FLAGS.distributed)
     compilation_cache.set_up(flags.FLAGS.compilation_cache)
-    trainer.train_and_evaluate(settings, workdir, objectives.of_recipe(path))
+    objective = objectives.of_recipe(path)
+    optimizer = optimizers.of_recipe(path, settings)
+    trainer.train_and_evaluate(settings, workdir, objective, optimizer)
 
 
 def define_flags(

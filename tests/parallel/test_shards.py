@@ -223,6 +223,27 @@ def test_a_head_without_hidden_layers_is_cut_too(recipe: config_lib.Config) -> N
         assert_close(train(recipe, 2), train(changed(recipe, shard_fc=True), 2))
 
 
+@pytest.mark.slow  # a step to compile for each, twice
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw", "lamb", "lion", "muon"])
+def test_every_optimiser_and_clipping_trains_the_same_with_cut_kernels(
+    name: str, recipe: config_lib.Config
+) -> None:
+    """Within the whole step; biases before BatchNorm would have noise for gradients."""
+    recipe = changed(
+        recipe,
+        model__conv_bias=False,
+        optimizer__name=name,
+        optimizer__adaptive_clip=0.1,
+        optimizer__clip_norm=1.0,
+    )
+    with jax.enable_x64(True):
+        whole = train(recipe, 1)
+        rows = train(changed(recipe, shard_fc=True), 4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), rows, whole
+    )
+
+
 def test_a_replica_keeps_its_rows_only_and_they_come_back(
     recipe: config_lib.Config,
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from vgg_flax import config as config_lib
 from vgg_flax import errors, parallel
@@ -125,6 +126,7 @@ def compile_program(
     per_chip_batch: int | None = None,
     image_size: tuple[int, int] | None = None,
     objective: Objective = CLASSIFICATION,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Program:
     """Compiles the very step that training or evaluation would run on `devices`.
 
@@ -136,6 +138,7 @@ def compile_program(
       per_chip_batch: images; None: the recipe's global batch over the chips.
       image_size: of "dense": height and width; None: 4:3 at the recipe's test_scale.
       objective: the recipe's.
+      optimizer: the recipe's own, if it has one.
 
     Raises:
       ConfigError: the recipe is wrong, or its batch does not divide over the chips.
@@ -155,14 +158,14 @@ def compile_program(
     shards = parallel.UNCUT
     if name != "dense":
         shards = state_lib.make_shards(config, chips, devices)
-    state = jax.eval_shape(lambda: state_lib.init_state(config))
+    state = jax.eval_shape(lambda: state_lib.init_state(config, optimizer))
     given = state if name == "train" else state.variables
     kinds = {"params": state.params, "batch_stats": state.batch_stats}
     if name == "train":
         kinds |= {"optimizer": state.opt_state, "ema": state.ema}
     batch = _batch_shapes(name, config, (chips, each), size)
     mapped = parallel.pmap_step(
-        _make_step(name, config, objective, shards),
+        _make_step(name, config, objective, shards, optimizer),
         donate_state=name == "train",
         state_axes=shards.axes(given),
         devices=devices,
@@ -213,11 +216,15 @@ def _check_batch(
 
 
 def _make_step(
-    name: str, config: Config, objective: Objective, shards: parallel.FCShards
+    name: str,
+    config: Config,
+    objective: Objective,
+    shards: parallel.FCShards,
+    optimizer: optax.GradientTransformation | None,
 ) -> Callable[..., Any]:
     if name == "train":
         schedule = schedules.make_schedule(config.optimizer, 1000.0, 100_000)
-        return step.make_train_step(config, schedule, objective, shards)
+        return step.make_train_step(config, schedule, objective, shards, optimizer)
     if name == "evaluate":
         return step.make_eval_step(config, objective, shards)
     net = state_lib.make_model(config.model)

@@ -46,10 +46,11 @@ def _run(options: argparse.Namespace) -> None:
     from vgg_flax.aot import roofline, tables
     from vgg_flax.aot.program import Program
     from vgg_flax.config import recipe
-    from vgg_flax.training import objectives
+    from vgg_flax.training import objectives, optimizers
 
     settings = recipe.read(options.config, options.overrides)
     objective = objectives.of_recipe(options.config)
+    optimizer = optimizers.of_recipe(options.config, settings)
     devices = program_lib.devices_of(options.topology)
     if options.output:  # before minutes of work
         storage.check_output("--output", epath.Path(options.output))
@@ -58,7 +59,13 @@ def _run(options: argparse.Namespace) -> None:
         what = "the recipe's batch" if batch is None else f"{batch} images a chip"
         print(f"compiling {options.program} for {what}: minutes", file=sys.stderr)
         return program_lib.compile_program(
-            options.program, settings, devices, batch, options.image_size, objective
+            options.program,
+            settings,
+            devices,
+            batch,
+            options.image_size,
+            objective,
+            optimizer,
         )
 
     if options.find_batch:

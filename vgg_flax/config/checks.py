@@ -20,6 +20,7 @@ def check(config: Config) -> Config:
         field.check(values[field.name])
     _check_channels(config)
     _check_data(config.data, config.model)
+    _check_optimizer(config)
     if config.optimizer.schedule == "plateau" and not config.data.validation_split:
         raise ConfigError(
             "config.optimizer.schedule='plateau' watches the validation split, and "
@@ -42,6 +43,31 @@ def check(config: Config) -> Config:
             "nothing would say what the net has learnt; give one of them"
         )
     return config
+
+
+def _check_optimizer(config: Config) -> None:
+    """Sees that the schedule is one for the optimiser, and its rise is given."""
+    settings = config.optimizer
+    if settings.schedule == "one_cycle" and not settings.warmup_epochs:
+        raise ConfigError(
+            "config.optimizer.schedule='one_cycle' rises for "
+            "config.optimizer.warmup_epochs, which are 0; give them, such as 0.3 of "
+            f"the run: {0.3 * config.num_epochs:g}"
+        )
+    if settings.name != "custom":
+        return
+    if settings.schedule not in ("constant", "plateau"):
+        raise ConfigError(
+            f"config.optimizer.schedule={settings.schedule!r} with "
+            "config.optimizer.name='custom', which has its learning rate over time "
+            "from get_optimizer(); expected 'constant', or 'plateau'"
+        )
+    if config.shard_fc:
+        raise ConfigError(
+            "config.shard_fc=True with config.optimizer.name='custom': each replica "
+            "would give it its own rows of the FC kernels only, and what it does over "
+            "a whole kernel, such as a norm, would be wrong; set shard_fc=False"
+        )
 
 
 def _check_channels(config: Config) -> None:

@@ -88,19 +88,55 @@ class ModelConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """SGD with momentum (section 3.1) and its learning rate over time."""
+    """The optimiser, as in section 3.1 or another, and its learning rate over time."""
 
+    name: str = setting(
+        "sgd",
+        "what makes a direction of the gradients; docs/training.md has usual settings",
+        choices={
+            "sgd": "with momentum, as in the paper",
+            "rmsprop": "torch's, with momentum",
+            "adamw": "Loshchilov and Hutter 2019",
+            "lamb": "You et al. 2020: adamw's, by each leaf's norm",
+            "lion": "Chen et al. 2023",
+            "muon": "Jordan et al. 2024: kernels' momentum orthogonalised, at the size "
+            "of adamw's; adamw for the rest",
+            "custom": "the optax one of the recipe's get_optimizer(config)",
+        },
+    )
     learning_rate: float = setting(
         0.01, "the largest one, which the schedule scales", low=0
     )
-    momentum: float = setting(0.9, "share of the last direction kept", low=0, high=1)
-    nesterov: bool = setting(False, "whether the momentum is Nesterov's")
+    momentum: float = setting(
+        0.9, "sgd, rmsprop, muon: share of the last direction kept", low=0, high=1
+    )
+    nesterov: bool = setting(
+        False, "sgd, rmsprop, muon: whether the momentum is Nesterov's"
+    )
+    beta1: float = setting(
+        0.9,
+        "adamw, lamb, muon's rest: share of the gradients' mean kept; lion: its weight "
+        "in the direction",
+        low=0,
+        high=1,
+    )
+    beta2: float | None = setting(
+        None,
+        "adamw, lamb, rmsprop, muon's rest: share of the squared gradients' mean kept; "
+        "lion: of the gradients'; None: 0.999, of lion and rmsprop 0.99",
+        low=0,
+        high=1,
+    )
+    epsilon: float = setting(
+        1e-8, "adamw, lamb, rmsprop, muon: added to what is divided by", low=1e-16
+    )
     weight_decay: float = setting(
         5e-4, "factor of the params that is added to their gradients", low=0
     )
     decoupled_weight_decay: bool = setting(
         False,
-        "whether weight decay is added after the momentum (Loshchilov and Hutter 2019)",
+        "sgd, rmsprop: whether weight decay is added after the momentum (Loshchilov "
+        "and Hutter 2019), as the others always do",
     )
     decay_norms_and_biases: bool = setting(
         True, "whether all params decay, as in the paper, or kernels alone"
@@ -111,24 +147,52 @@ class OptimizerConfig:
         choices={
             "constant": "as it is",
             "step": "times decay_factor at each of decay_epochs",
-            "cosine": "half a cosine, 0 at the last step",
+            "exponential": "times decay_factor an epoch, a little at each step",
+            "polynomial": "the share of steps left, to the power of decay_power",
+            "cosine": "half a cosine",
+            "one_cycle": "a rise and a fall, both half a cosine (Smith and Topin 2019)",
             "plateau": "times decay_factor where validation no longer gets better, as "
             "in the paper",
         },
     )
     warmup_epochs: float = setting(
-        0.0, "epochs in which the rate first grows from 0, linearly", low=0
+        0.0,
+        "epochs in which the rate first grows, linearly; one_cycle: of the rise",
+        low=0,
+    )
+    warmup_factor: float = setting(
+        0.0, "share of learning_rate from which it grows", low=0, high=1
+    )
+    final_factor: float = setting(
+        0.0,
+        "polynomial, cosine, one_cycle: share of learning_rate at the last step; "
+        "exponential: that below which it does not fall",
+        low=0,
+        high=1,
     )
     decay_epochs: tuple[float, ...] = setting(
         (30.0, 60.0), "step: epochs at which the rate is multiplied"
     )
     decay_factor: float = setting(
-        0.1, "step, plateau: what the rate is multiplied by", low=0, high=1
+        0.1, "step, exponential, plateau: what the rate is multiplied by", low=0, high=1
     )
+    decay_power: float = setting(1.0, "polynomial: the power; 1: linear", low=0)
     plateau_patience: int = setting(
         3, "plateau: validations without a better one before a decay", low=1
     )
     plateau_max_decays: int = setting(3, "plateau: decays in a run, at most", low=0)
+    clip_value: float = setting(
+        0.0, "each gradient is cut off at this, and at its negative; 0: not", low=0
+    )
+    adaptive_clip: float = setting(
+        0.0,
+        "each output's gradient is scaled to at most this share of its weights' norm "
+        "(Brock et al. 2021); 0: not",
+        low=0,
+    )
+    clip_norm: float = setting(
+        0.0, "gradients are scaled to a norm, of all of them, of this; 0: not", low=0
+    )
     layer_rates: tuple[tuple[str, float], ...] = setting(
         (),
         "factors of the rate by stage or layer: (('stage5', 0.1), ('fc8', 10))",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -130,19 +131,38 @@ class FCShards:
 
         Those are a replica's own rows, and `halve` has summed them.
         """
+        return self._psum(tree, lambda path: not self.is_cut(path))
+
+    def add_rows(self, tree: Any) -> Any:
+        """The sums over the replicas of those leaves that each has of its own rows.
+
+        Of a tree that mirrors the params, such as sums of squares or Gram matrices;
+        what is of whole leaves, every replica has.
+        """
+        return self._psum(tree, self.is_cut) if self.shapes else tree
+
+    def _psum(self, tree: Any, chosen: Callable[[Any], bool]) -> Any:
         paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-        shared = [leaf for path, leaf in paths if not self._is_cut(path)]
-        summed = iter(jax.lax.psum(shared, AXIS_NAME))
+        parts = [leaf for path, leaf in paths if chosen(path)]
+        summed = iter(jax.lax.psum(parts, AXIS_NAME))
         return structure.unflatten(
-            [leaf if self._is_cut(path) else next(summed) for path, leaf in paths]
+            [next(summed) if chosen(path) else leaf for path, leaf in paths]
         )
+
+    def is_cut(self, path: Any) -> bool:
+        """Whether the leaf at a path of JAX's is of a kernel that is cut."""
+        return _layer(path) in self.shapes and path[-1].key == "kernel"
+
+    def whole_shape(self, path: Any, leaf: jax.Array) -> tuple[int, ...]:
+        """The shape of a leaf of params, the others' rows included."""
+        return self.shapes[_layer(path)] if self.is_cut(path) else leaf.shape
 
     def norm(self, tree: Any) -> jax.Array:
         """The L2 norm of params or gradients, the others' rows included."""
         flat = jax.tree_util.tree_leaves_with_path(tree)
         squares = [[jnp.zeros(())], [jnp.zeros(())]]
         for path, leaf in flat:
-            squares[self._is_cut(path)].append(jnp.sum(jnp.square(leaf)))
+            squares[self.is_cut(path)].append(jnp.sum(jnp.square(leaf)))
         whole, rows = (sum(part) for part in squares)
         return jnp.sqrt(whole + (jax.lax.psum(rows, AXIS_NAME) if self.shapes else 0))
 
@@ -153,14 +173,14 @@ class FCShards:
         if not self.shapes:
             return None
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: 0 if self._is_cut(path) else None, tree
+            lambda path, _: 0 if self.is_cut(path) else None, tree
         )
 
     def shapes_of(self, tree: Any) -> Any:
         """A pytree of whole leaves' shapes as it is after `place`, in one process."""
 
         def shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-            if not self._is_cut(path):
+            if not self.is_cut(path):
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             rows = self._rows(leaf.shape)
             return jax.ShapeDtypeStruct(
@@ -175,7 +195,7 @@ class FCShards:
         return jax.tree_util.tree_map_with_path(
             lambda path, x: (
                 replicas.scatter(self._cut, x, self.devices)
-                if self._is_cut(path)
+                if self.is_cut(path)
                 else replicas.replicate(x, self.devices)
             ),
             tree,
@@ -188,7 +208,7 @@ class FCShards:
         """
 
         def whole(path: Any, x: jax.Array) -> Any:
-            if not self._is_cut(path):
+            if not self.is_cut(path):
                 return x
             shape = self.shapes[_layer(path)]
             return replicas.gather(lambda x: self._join(x, shape), x, self.devices)
@@ -230,9 +250,6 @@ class FCShards:
     def _join(self, chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         rows = chunks.reshape(-1, shape[-1])
         return rows[: math.prod(shape[:-1])].reshape(shape)
-
-    def _is_cut(self, path: Any) -> bool:
-        return _layer(path) in self.shapes and path[-1].key == "kernel"
 
 
 def replace_kernels(params: Any, kernels: dict[str, jax.Array]) -> Any:

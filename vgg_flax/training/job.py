@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
 from vgg_flax import config as config_lib
@@ -19,7 +20,13 @@ from vgg_flax.errors import ConfigError
 from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
 from vgg_flax.runs import directory
-from vgg_flax.training import distillation, objectives, schedules, selection
+from vgg_flax.training import (
+    distillation,
+    objectives,
+    optimizers,
+    schedules,
+    selection,
+)
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
 from vgg_flax.training.objectives import Objective
@@ -35,6 +42,7 @@ class Job:
       config: checked.
       workdir: where the run lives.
       objective: what is minimised and told.
+      optimizer: of one's own; None: the one that the config names.
       shard: which part of a batch is this process's.
       splits: "train" and, as the config has them, "test" and "validation".
       fingerprints: of each, its number of examples and a hash of what is in it.
@@ -47,6 +55,7 @@ class Job:
     config: Config
     workdir: epath.Path
     objective: Objective
+    optimizer: optax.GradientTransformation | None
     shard: Shard
     splits: dict[str, Split]
     fingerprints: dict[str, tuple[int, str]]
@@ -61,6 +70,7 @@ class Job:
         config: Config,
         workdir: epath.PathLike,
         objective: Objective = objectives.CLASSIFICATION,
+        optimizer: optax.GradientTransformation | None = None,
     ) -> "Job":
         """Checks the settings, opens the splits, and compares the processes.
 
@@ -72,6 +82,7 @@ class Job:
         """
         config = config_lib.check(config)
         objectives.check(objective, config.objective)
+        optimizers.check(optimizer, config.optimizer.name)
         storage.check_path("--workdir", workdir)
         distributed.check_devices()
         resolved = splits.resolved(config.data)
@@ -86,12 +97,13 @@ class Job:
             config,
             storage.expanded(workdir),
             objective,
+            optimizer,
             Shard(jax.process_index(), jax.process_count()),
             opened,
             {k: (len(v), splits.fingerprint(v)) for k, v in opened.items()},
             Plan.of(config, len(opened["train"])),
             state_lib.make_shards(config, jax.device_count()),
-            jax.eval_shape(lambda: state_lib.init_state(config)),
+            jax.eval_shape(lambda: state_lib.init_state(config, optimizer)),
             distillation.load(config, config.model.num_classes),
         )
         distributed.check_same(job.facts())
@@ -199,6 +211,7 @@ class Job:
             schedule,
             self.objective,
             self.fc_shards,
+            self.optimizer,
         )
         if self.teacher is None:
             mapped = parallel.pmap_step(make(), donate_state=True, state_axes=axes)

@@ -80,6 +80,15 @@ class Measurements:
         self.log.record(record)
         return record
 
+    def missing(self, split: str, step: int) -> list[bool]:
+        """The kinds of which there is no record of a split at a step."""
+        there = self._records(split, step)
+        return [ema for ema in self.kinds if name_of(split, ema=ema) not in there]
+
+    def decisive(self, split: str, step: int) -> dict[str, Any]:
+        """The record that decides, of a split at a step where it is there."""
+        return self._records(split, step)[name_of(split, ema=self.kinds[-1])]
+
     def is_stale(self) -> bool:
         """Whether validations no longer get better, so that the run is to end."""
         patience = self.job.config.early_stopping_patience
@@ -99,6 +108,11 @@ class Measurements:
             f"(early_stopping_patience={patience})"
         )
         return True
+
+    def _records(self, split: str, step: int) -> dict[str, dict[str, Any]]:
+        names = [name_of(split, ema=ema) for ema in (False, True)]
+        found = [r for r in self.log.records if r["step"] == step]
+        return {r["split"]: r for r in found if r["split"] in names}
 
     @property
     def _deciding(self) -> metrics_lib.Metric:

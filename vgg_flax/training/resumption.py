@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-import numpy as np
+import optax
 
 from vgg_flax import config as config_lib
 from vgg_flax import console, loading
@@ -13,14 +13,13 @@ from vgg_flax.errors import ConfigError, VGGFlaxError
 from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
 from vgg_flax.runs.leaves import (
-    AVERAGE,
     Checkpoint,
     CheckpointError,
     Leaves,
     from_leaves,
-    shapes_by_path,
     to_leaves,
 )
+from vgg_flax.training import carrying
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.job import Job
 from vgg_flax.training.state import TrainState
@@ -129,11 +128,11 @@ def first_state(job: Job, saved: Checkpoint | None) -> tuple[Job, TrainState]:
         job = _with_pixels(job, config_lib.mean_and_std(own))
         check_unchanged(saved, job)
         _check_same_start(job, (saved.step, saved.sha256))
-        leaves = _with_average(job, _with_momentum(job, saved))
+        leaves = carrying.with_average(job, carrying.carried(job, saved))
         return job, from_leaves(job.abstract_state, leaves)
     config, pixels = job.config, config_lib.mean_and_std(job.config.data)
     weights = load_weights(config)
-    state = new_state(config, weights)
+    state = new_state(config, weights, job.optimizer)
     if weights is not None and _takes(config, "conv1_1"):
         own = weights.preprocessing
         _check_pixels(config, weights)
@@ -161,63 +160,6 @@ def load_weights(config: Config) -> Net | None:
         )
     except VGGFlaxError as error:
         raise ConfigError(f"config.init_from: {error}") from error
-
-
-def _with_momentum(job: Job, saved: Checkpoint) -> Leaves:
-    """The leaves of a step as this run needs them, where it trains other layers.
-
-    What was frozen has no momentum, and begins with 0; that of what is frozen now is
-    left out.
-    """
-    before = config_lib.from_dict(saved.meta["config"]).freeze
-    if before == job.config.freeze:
-        return saved.leaves
-    expected = {
-        path: leaf
-        for path, leaf in shapes_by_path(job.abstract_state).items()
-        if path.startswith("opt_state/")
-    }
-    leaves = {
-        path: leaf
-        for path, leaf in saved.leaves.items()
-        if path in expected or not path.startswith("opt_state/")
-    }
-    fresh = {
-        path: np.zeros(leaf.shape, leaf.dtype)
-        for path, leaf in expected.items()
-        if path not in leaves
-    }
-    gone = set(saved.leaves) - set(leaves)
-    for paths, what in (
-        (fresh, "trained from here on, with a momentum of 0"),
-        (gone, "frozen from here on"),
-    ):
-        layers = sorted({path.split("/")[-2] for path in paths})
-        if layers:
-            console.say(f"{', '.join(layers)}: {what}")
-    return leaves | fresh
-
-
-def _with_average(job: Job, leaves: Leaves) -> Leaves:
-    """The leaves of a step with the average that this run keeps of its params.
-
-    What has none begins with what it is; that of what is frozen now is left out.
-    """
-    expected = [p for p in shapes_by_path(job.abstract_state) if p.startswith(AVERAGE)]
-    fresh = {
-        path: leaves[path.removeprefix(AVERAGE)]
-        for path in expected
-        if path not in leaves and path.removeprefix(AVERAGE) in leaves
-    }
-    if fresh:
-        layers = sorted({path.split("/")[-2] for path in fresh})
-        console.say(f"{', '.join(layers)}: their average begins here")
-    kept = {
-        path: leaf
-        for path, leaf in leaves.items()
-        if not path.startswith(AVERAGE) or path in expected
-    }
-    return kept | fresh
 
 
 def _check_same_start(job: Job, source: Any) -> None:
@@ -271,18 +213,23 @@ def _check_pixels(config: Config, weights: Net) -> None:
             )
 
 
-def new_state(config: Config, weights: Net | None) -> TrainState:
+def new_state(
+    config: Config,
+    weights: Net | None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> TrainState:
     """The state before the first step: drawn, and taken from weights.
 
     Args:
       config: the run's.
       weights: the net in `config.init_from`; None: there is none.
+      optimizer: of one's own; None: the one that the config names.
 
     Raises:
       CheckpointError: they do not fit.
       ConfigError: they lack one of `config.init_layers`.
     """
-    state = state_lib.draw_state(config)
+    state = state_lib.draw_state(config, optimizer)
     if weights is None:
         return state
     return state_lib.with_average(config, _init_from(config, weights, state))

@@ -17,31 +17,45 @@ def make_schedule(
     """Learning rate as a function of the step (without the plateau's factor).
 
     Args:
-      config: `schedule`, `warmup_epochs`, `decay_epochs`, `decay_factor`.
+      config: `schedule` and what it reads. A custom optimiser has a learning rate of
+        its own: this is a factor of its updates, at most 1.
       steps_per_epoch: need not be whole.
-      total_steps: where cosine reaches zero.
+      total_steps: where polynomial, cosine and one_cycle reach `final_factor`.
       shift: how many steps an epoch's end comes sooner: `Plan.shift`.
     """
     if shift:
         unshifted = make_schedule(config, steps_per_epoch, total_steps + shift)
         return lambda step: unshifted(step + shift)
-    peak = config.learning_rate
+    peak = 1.0 if config.name == "custom" else config.learning_rate
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     boundaries: dict[int, float] = {}
     for epoch in config.decay_epochs:  # several may fall on one step
         step = max(0, round(epoch * steps_per_epoch) - warmup_steps)
         boundaries[step] = boundaries.get(step, 1.0) * config.decay_factor
+    first, last = config.warmup_factor * peak, config.final_factor * peak
+    decay_steps = max(1, total_steps - warmup_steps)
+    fall = optax.cosine_decay_schedule(peak, decay_steps, config.final_factor)
     main = {
         "constant": lambda: optax.constant_schedule(peak),
         "plateau": lambda: optax.constant_schedule(peak),
         "step": lambda: optax.piecewise_constant_schedule(peak, boundaries),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            peak, max(1, total_steps - warmup_steps)
+        "exponential": lambda: (
+            lambda step: jnp.maximum(
+                peak * config.decay_factor ** (step / steps_per_epoch), last
+            )
         ),
+        "polynomial": lambda: optax.polynomial_schedule(
+            peak, last, config.decay_power, decay_steps
+        ),
+        "cosine": lambda: fall,
+        "one_cycle": lambda: fall,
     }[config.schedule]()
     if not warmup_steps:
         return main
-    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    warmup = optax.linear_schedule(first, peak, warmup_steps)
+    if config.schedule == "one_cycle":
+        below = optax.cosine_decay_schedule(peak - first, warmup_steps)
+        warmup = lambda step: peak - below(step)  # noqa: E731
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 

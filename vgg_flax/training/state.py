@@ -59,8 +59,15 @@ def make_model(config: ModelConfig) -> model.VGG:
     return model.VGG(**fields, batch_norm_axis=axis_name)
 
 
-def init_state(config: Config) -> TrainState:
-    """A new state, from `config.seed`; pass it to `jax.eval_shape` for shapes only."""
+def init_state(
+    config: Config, optimizer: optax.GradientTransformation | None = None
+) -> TrainState:
+    """A new state, from `config.seed`; pass it to `jax.eval_shape` for shapes only.
+
+    Args:
+      config: the run.
+      optimizer: of one's own, where `config.optimizer` has the name "custom".
+    """
     net = make_model(config.model)
     side = net.smallest_image  # params don't depend on the size
     images = jnp.zeros((1, side, side, net.in_channels), net.param_dtype)
@@ -70,11 +77,12 @@ def init_state(config: Config) -> TrainState:
         lambda x: x.astype(net.param_dtype), variables.get("batch_stats", {})
     )
     trained, _ = selection.split(config, variables["params"])
+    transformation = optimizers.make_optimizer(config.optimizer, custom=optimizer)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=batch_stats,
-        opt_state=optimizers.make_optimizer(config.optimizer).init(trained),
+        opt_state=transformation.init(trained),
         plateau=schedules.init_plateau(),
     )
     return with_average(config, state)
@@ -87,7 +95,9 @@ def with_average(config: Config, state: TrainState) -> TrainState:
     return state.replace(ema=averaging.start(config.averaging, *trained))
 
 
-def draw_state(config: Config) -> TrainState:
+def draw_state(
+    config: Config, optimizer: optax.GradientTransformation | None = None
+) -> TrainState:
     """`init_state`, compiled, on one device.
 
     Random numbers are a large program that runs once. On a CPU the compiler thinks of
@@ -100,7 +110,7 @@ def draw_state(config: Config) -> TrainState:
         "XLA_FLAGS", ""
     )
     options = {level: 1} if is_free else None
-    return jax.jit(lambda: init_state(config), compiler_options=options)()
+    return jax.jit(lambda: init_state(config, optimizer), compiler_options=options)()
 
 
 def make_shards(

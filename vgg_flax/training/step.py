@@ -37,6 +37,7 @@ def make_train_step(
     schedule: optax.Schedule,
     objective: ObjectiveFn = CLASSIFICATION,
     shards: parallel.FCShards = parallel.UNCUT,
+    optimizer: optax.GradientTransformation | None = None,
     teacher: distillation.Teacher | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The update for one replica's part of the global batch.
@@ -47,6 +48,7 @@ def make_train_step(
       objective: `(outputs, batch) -> sums` over unmasked examples, `loss` (whose mean
         is minimised) and `count` among them; see `objectives.Objective`.
       shards: how the state's FC kernels are cut.
+      optimizer: of one's own, where `config.optimizer` has the name "custom".
       teacher: of `config.distillation`, if it has one.
 
     Returns:
@@ -57,7 +59,7 @@ def make_train_step(
       `parameter_norm` (of the new params).
     """
     loss, mixing = _make_loss(config, objective, shards, teacher)
-    transformation = optimizers.make_optimizer(config.optimizer)
+    transformation = optimizers.make_optimizer(config.optimizer, shards, optimizer)
     pieces = config.optimizer.accumulation_steps
 
     def train_step(

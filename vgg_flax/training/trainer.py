@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
 from vgg_flax import config as config_lib
@@ -27,7 +28,7 @@ from vgg_flax.runs.lease import Lease
 from vgg_flax.runs.log import Log
 from vgg_flax.runs.meter import Meter
 from vgg_flax.runs.profiling import Profiler
-from vgg_flax.training import measurements, resumption, schedules
+from vgg_flax.training import resumption, schedules
 from vgg_flax.training.job import Job
 from vgg_flax.training.measurements import Measurements
 from vgg_flax.training.objectives import CLASSIFICATION, Objective
@@ -36,7 +37,10 @@ from vgg_flax.training.state import TrainState
 
 
 def train_and_evaluate(
-    config: Config, workdir: epath.PathLike, objective: Objective = CLASSIFICATION
+    config: Config,
+    workdir: epath.PathLike,
+    objective: Objective = CLASSIFICATION,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, or resumes, or finds it done; returns the test record.
 
@@ -46,6 +50,7 @@ def train_and_evaluate(
         `tensorboard/` and `checkpoints/` are; made if missing. A run found there is
         continued.
       objective: what is minimised and told, as `config.objective` names it.
+      optimizer: of one's own and whole, where `config.optimizer.name` is "custom".
 
     Returns:
       The last record of the test split: `step`, `loss`, `top1`, `top5`, `count`, ...
@@ -53,21 +58,24 @@ def train_and_evaluate(
     Raises:
       VGGFlaxError: what the person at the keyboard can mend.
     """
-    with open_run(config, workdir, objective) as run:
+    with open_run(config, workdir, objective, optimizer) as run:
         run.train()
         return run.test()
 
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, workdir: epath.PathLike, objective: Objective = CLASSIFICATION
+    config: Config,
+    workdir: epath.PathLike,
+    objective: Objective = CLASSIFICATION,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Iterator["Run"]:
     """A run that is about to go on, its state restored or made; closed at the end.
 
     Args and errors as of `train_and_evaluate`.
     """
     goodput, position = Goodput(), Position()
-    job = Job.prepare(config, workdir, objective)
+    job = Job.prepare(config, workdir, objective, optimizer)
     distributed.by_first(lambda: directory.prepare(job.workdir, job.state_bytes))
     folder = checkpoint.folder_of(job.workdir)
     several = job.shard.processes > 1
@@ -222,20 +230,13 @@ class Run:
             self.saver.wait()
             step = self.saver.best_step() or step
         split = "test" if "test" in self.job.splits else "validation"
-        records = log.read_records(workdir)
-        done = {r["split"]: r for r in records if r["step"] == step}
-        left = [
-            ema
-            for ema in self._measurements.kinds
-            if measurements.name_of(split, ema=ema) not in done
-        ]
+        left = self._measurements.missing(split, step)
         for ema in left:
             if step == self.position.step:
-                record = self.measure(split, ema=ema)
+                self.measure(split, ema=ema)
             else:
                 best = self.job.fc_shards.place(self.saver.read(step, ema=ema))
-                record = self._measurements.measure(split, best, step, ema=ema)
-            done[record["split"]] = record
+                self._measurements.measure(split, best, step, ema=ema)
         if not left and split == "test":
             self.log.say(f"complete: {workdir} is at its last step, {step}")
         else:
@@ -244,7 +245,7 @@ class Run:
         self.saver.check_still_there()
         self.events.write("complete", **self.goodput.facts())
         self.log.say(self.goodput.line())
-        record = done[measurements.name_of(split, ema=self._measurements.kinds[-1])]
+        record = self._measurements.decisive(split, step)
         self.log.say(log.result_line(record, self.job.objective.metrics, workdir))
         return record
 
