@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags, logging
 
-from vgg_flax import config, console, errors
+from vgg_flax import config, console, errors, spelling
 from vgg_flax.config import recipe, reference
 
 # Shown by --help, which takes % for the program's name.
@@ -83,7 +83,7 @@ def run() -> int:
         print("stopped by SIGINT", file=sys.stderr)
         return 130
     except errors.VGGFlaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spelling.line(str(error))}", file=sys.stderr)
         return 1
     return 0
 

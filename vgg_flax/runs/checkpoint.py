@@ -27,6 +27,7 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, keep: int, *, read_only: bool = False):
         """Opens the folder; `read_only`, also while another process saves into it."""
         self._folder = epath.Path(folder)
+        directory.check_name(self._folder)
         self._saving: int | None = None
         self._scores: dict[int, tuple[str, float] | None] = {}  # as far as known
         self._read_only = read_only

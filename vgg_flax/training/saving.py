@@ -31,6 +31,10 @@ class Saver:
         """The finished steps, oldest first."""
         return self._checkpoints.steps()
 
+    def newest(self) -> int | None:
+        """The last step that is saved, or is being saved; None: there is none yet."""
+        return self._under_way or max(self.steps(), default=None)
+
     def save(
         self,
         fetch: Callable[[], Any],

@@ -226,6 +226,8 @@ class Run:
         self.saver.check_still_there()
         self.events.write("complete", **self.goodput.facts())
         self.log.say(self.goodput.line())
+        if count := len(self.job.skipped):
+            self.log.say(f"images skipped since this start, each told once: {count}")
         self.log.say(log.result_line(record, self.job.objective.metrics, workdir))
         return record
 
@@ -293,6 +295,7 @@ class Run:
             epoch_at=plan.epoch_at,
             total_steps=plan.total_steps,
             log_every_steps=config.log_every_steps,
+            kept=self.saver.newest,
             goodput=self.goodput,
             faster_data=faster_batches(config.data),
         )
