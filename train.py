@@ -16,6 +16,7 @@ from vgg_flax.config import recipe, reference
 
 # Shown by --help, which takes % for the program's name.
 __doc__ = f"{__doc__}\n{reference.help_text()}".replace("%", "%%")
+_HELP = {"--help", "--helpfull", "--helpshort", "-help", "-?"}
 _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
 
@@ -73,9 +74,14 @@ def define_flags(
 
 def run() -> int:
     """The program; returns its exit code, if it did not exit by itself."""
+    arguments = ["--help" if a == "-h" else a for a in sys.argv]
     try:
-        define_flags(sys.argv)
-        app.run(main)
+        define_flags(arguments)
+        app.run(main, arguments)
+    except SystemExit:  # absl ends --help with 1, as if it had failed
+        if _HELP.isdisjoint(arguments):
+            raise
+        return 0
     except errors.Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code

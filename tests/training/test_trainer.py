@@ -404,6 +404,21 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
     assert (last["event"], last["type"]) == ("error", "NonFiniteError")
 
 
+def test_a_checkpoint_is_said_to_be_kept_only_where_there_is_one(
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    config = changed(bare_config, num_steps=3)
+    diverging = changed(
+        config, num_steps=9, optimizer__learning_rate=1e38, resume_with_changes=True
+    )
+    with pytest.raises(meter.NonFiniteError, match="; no step was saved before"):
+        trainer.train_and_evaluate(diverging, tmp_path / "new")
+    trainer.train_and_evaluate(config, tmp_path / "resumed")
+    match = "; the last good checkpoint, of step 3, is kept"
+    with pytest.raises(meter.NonFiniteError, match=match):
+        trainer.train_and_evaluate(diverging, tmp_path / "resumed")
+
+
 def test_the_compiled_step_never_recompiles(
     bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

@@ -20,6 +20,12 @@ def draw_curves(
     records: list[dict[str, Any]], metrics: Metrics, path: epath.Path
 ) -> None:
     """The loss, and what decides, over epochs, of each split, as a PNG."""
+    with path.open("wb") as stream:
+        plot(records, metrics).savefig(stream, format="png")
+
+
+def plot(records: list[dict[str, Any]], metrics: Metrics) -> Any:
+    """The Figure of Matplotlib's that `draw_curves` writes."""
     from matplotlib.figure import Figure
 
     loss, deciding = metrics[0], metrics_lib.deciding(metrics)
@@ -48,8 +54,7 @@ def draw_curves(
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:  # none yet: a test before the first train record
             axes.legend(frameon=False)
-    with path.open("wb") as stream:
-        figure.savefig(stream, format="png")
+    return figure
 
 
 def _scale(axes: Any, metric: Metric, *, is_loss: bool) -> None:
