@@ -117,7 +117,8 @@ def test_evaluations_hold_names_beside_numbers(
         outputs = [f"--predictions={rows}", f"--confusion={picture}"]
         outputs += [f"--output={tmp_path / suffix}.json"]
         said("evaluate", run, f"--data={root}", "--split=test", *outputs)
-        assert PIL.Image.open(picture).size[0] > 100
+        with PIL.Image.open(picture) as drawn:
+            assert drawn.size[0] > 100
         tables.append(rows)
     with tables[0].open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))

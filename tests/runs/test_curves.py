@@ -19,7 +19,7 @@ def plotted(losses: Losses, top1: float = 0.5) -> Any:
         for i, loss in enumerate(values)
     ]
     figure = curves.plot(records, CLASSIFICATION.metrics)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     return figure.axes
 
 

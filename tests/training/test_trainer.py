@@ -392,9 +392,14 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
         config, optimizer__learning_rate=1e38, optimizer__warmup_epochs=0.2
     )
     diverging = changed(diverging, optimizer__warmup_epochs=0.1)
-    with pytest.raises(meter.NonFiniteError, match=r"at step \d+.*learning_rate"):
+    with pytest.raises(
+        meter.NonFiniteError, match=r"at step \d+.*learning_rate"
+    ) as caught:
         trainer.train_and_evaluate(diverging, tmp_path)
     with checkpoint.Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
+        kept = max(checkpoints.steps(), default=None)
+        said = f"checkpoint, of step {kept}, is kept" if kept else "no step was saved"
+        assert said in str(caught.value)
         for step in checkpoints.steps():
             leaves = checkpoints.read(step).leaves
             assert all(abs(float(x.sum())) < 1e38 for x in leaves.values()), step
@@ -404,6 +409,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
     assert (last["event"], last["type"]) == ("error", "NonFiniteError")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_said_to_be_kept_only_where_there_is_one(
     bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

@@ -50,7 +50,7 @@ def check_names(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"--config.{match[1]}: no such setting; {_instead(match[1], known)}"
             )
-        match = re.match(r"--([\w.-]+)", argument)
+        match = re.match(r"--(?!config\b)([\w.-]+)", argument)
         if match and _is_meant_for_a_field(match[1], known):
             raise ConfigError(
                 f"--{match[1]}: no such flag; {_instead(match[1], known)}"

@@ -197,8 +197,9 @@ class _TrainView:
         self._view = augmentation.make_train_view(config)
 
     def __call__(self, element: Batch, rng: np.random.Generator) -> Batch:
-        view = functools.partial(self._view, rng=rng)
-        example = _view(self._config, element, view, self._skipped)
+        example = _view(
+            self._config, element, lambda image: self._view(image, rng), self._skipped
+        )
         if self._config.color_shift:
             example["color_shift"] = augmentation.color_shift(self._config, rng)
         return example

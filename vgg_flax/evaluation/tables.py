@@ -78,7 +78,7 @@ def write_predictions(
                 "experiment": experiment["name"],
                 "key": image["key"],
                 "labels": " ".join(map(str, image["labels"])),
-                "label_names": "; ".join(names[i] for i in image["labels"]),
+                "label_names": "; ".join(str(names[i]) for i in image["labels"]),
                 "rank": outcome["rank"],
                 "nll": outcome["nll"],
             }
