@@ -72,9 +72,10 @@ def outliving_readers() -> Iterator[None]:
     the terminal's encoding has not is printed as an escape.
     """
     before = sys.stdout, sys.stderr
-    for stream in before:
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    texts = [stream for stream in before if isinstance(stream, io.TextIOWrapper)]
+    handlings = [stream.errors for stream in texts]
+    for stream in texts:
+        stream.reconfigure(errors="backslashreplace")
     outliving: Any = map(_Unread, before)
     sys.stdout, sys.stderr = outliving
     try:
@@ -82,6 +83,8 @@ def outliving_readers() -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = before
+        for stream, errors in zip(texts, handlings, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 class _Unread:

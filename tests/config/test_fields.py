@@ -184,8 +184,23 @@ def test_help_has_every_field_and_flag() -> None:
 def test_a_field_is_found_by_what_others_call_it(typed: str, meant: str) -> None:
     with pytest.raises(errors.ConfigError, match=rf"did you mean --config\.{meant}\?"):
         recipe.check_names([f"--config.{typed}=1"])
-    with pytest.raises(errors.ConfigError, match=rf"did you mean --config\.{meant}\?"):
-        recipe.check_names([f"--{typed}", "1"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr", "optimizer.learning_rate"),
+        ("weight-decay", "optimizer.weight_decay"),
+        ("batch_size", "data.batch_size"),
+        ("dropout", "model.dropout_rate"),
+        ("optimizer.learning_rate", "optimizer.learning_rate"),
+        ("seed", "seed"),
+    ],
+)
+def test_a_field_without_config_before_it_is_found(typed: str, meant: str) -> None:
+    for flag in ([f"--{typed}=1"], [f"--{typed}", "1"]):
+        with pytest.raises(errors.ConfigError, match=rf"mean --config\.{meant}\?"):
+            recipe.check_names(flag)
 
 
 @pytest.mark.parametrize(
