@@ -11,11 +11,12 @@ import sys
 
 from absl import app, flags, logging
 
-from vgg_flax import config, console, errors
+from vgg_flax import config, console, errors, spelling
 from vgg_flax.config import recipe, reference
 
 # Shown by --help, which takes % for the program's name.
 __doc__ = f"{__doc__}\n{reference.help_text()}".replace("%", "%%")
+_HELP = {"--help", "--helpfull", "--helpshort", "-help", "-?"}
 _DEFAULT = str(pathlib.Path(__file__).parent / "configs" / "default.py")
 
 
@@ -75,9 +76,14 @@ def define_flags(
 
 def run() -> int:
     """The program; returns its exit code, if it did not exit by itself."""
+    arguments = ["--help" if a == "-h" else a for a in sys.argv]
     try:
-        define_flags(sys.argv)
-        app.run(main)
+        define_flags(arguments)
+        app.run(main, arguments)
+    except SystemExit:  # absl ends --help with 1, as if it had failed
+        if _HELP.isdisjoint(arguments):
+            raise
+        return 0
     except errors.Interrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
@@ -85,7 +91,7 @@ def run() -> int:
         print("stopped by SIGINT", file=sys.stderr)
         return 130
     except errors.VGGFlaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spelling.line(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import vgg_flax
-from vgg_flax import console, errors
+from vgg_flax import console, errors, spelling
 from vgg_flax.commands import (
     compile,
     convert,
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return options.run(options) or 0
         except errors.VGGFlaxError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {spelling.line(str(error))}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("stopped by SIGINT", file=sys.stderr)

@@ -3,12 +3,16 @@
 import contextlib
 import datetime
 import errno
+import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import tqdm
+
+from vgg_flax import spelling
 
 
 def format_time(seconds: float) -> str:
@@ -40,20 +44,38 @@ def timestamp(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Prints to stderr; of several processes the first does."""
+    """Prints a line to stderr; of several processes the first does."""
     import jax  # takes a second, and a mistake in a flag is told without it
 
     if jax.process_index() == 0:
-        print(text, file=sys.stderr)
+        print(spelling.line(text), file=sys.stderr)
+
+
+def tell(text: str) -> None:
+    """Prints a line to stderr, in any process, above a progress bar that is there."""
+    tqdm.tqdm.write(spelling.line(text), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def without_glyphs() -> Iterator[None]:
+    """Lets pictures have boxes where their font lacks a letter, and says nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
+        yield
 
 
 @contextlib.contextmanager
 def outliving_readers() -> Iterator[None]:
     """Lets work go on when nobody reads what it prints any more; that is dropped.
 
-    A pipe's other end may close (`| head`), and so may the terminal.
+    A pipe's other end may close (`| head`), and so may the terminal. A character that
+    the terminal's encoding has not is printed as an escape.
     """
     before = sys.stdout, sys.stderr
+    texts = [stream for stream in before if isinstance(stream, io.TextIOWrapper)]
+    handlings = [stream.errors for stream in texts]
+    for stream in texts:
+        stream.reconfigure(errors="backslashreplace")
     outliving: Any = map(_Unread, before)
     sys.stdout, sys.stderr = outliving
     try:
@@ -61,6 +83,8 @@ def outliving_readers() -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = before
+        for stream, errors in zip(texts, handlings, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 class _Unread:

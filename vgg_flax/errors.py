@@ -2,6 +2,8 @@
 
 import reprlib
 
+from vgg_flax import spelling
+
 _LINE = 4000  # characters of a message; what it ends with says what to do
 
 
@@ -20,10 +22,7 @@ def printable(text: str, limit: int = _LINE) -> str:
             return text
         return f"{text[: limit // 2]} [...] {text[-(limit // 4) :]}"
 
-    escaped = (
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut(text)
-    )
-    return cut("".join(escaped))
+    return cut(spelling.line(cut(text)))
 
 
 def shown(value: object) -> str:

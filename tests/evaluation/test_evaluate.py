@@ -1026,6 +1026,9 @@ except journal.JournalError as error:
     assert sorted(again.results) == list(range(int(written))) != []
 
 
+NAMES = ("cat", 'a "dog", or\n\udce9', "c", "\u6771\u4eac")
+
+
 def test_predictions_as_parquet_are_those_as_csv(tmp_path: pathlib.Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     result = {"experiments": [{"name": "x"}]}
@@ -1033,24 +1036,27 @@ def test_predictions_as_parquet_are_those_as_csv(tmp_path: pathlib.Path) -> None
     image = {"index": 0, "key": "a.png", "labels": [1], "experiments": [outcome]}
     for suffix in ("csv", "parquet"):
         path = epath.Path(tmp_path / f"rows.{suffix}")
-        tables_lib.write_predictions(result, [image, image], path)
+        tables_lib.write_predictions(result, [image, image], path, NAMES)
     table = parquet.read_table(str(tmp_path / "rows.parquet")).to_pylist()
-    with (tmp_path / "rows.csv").open() as stream:
+    with (tmp_path / "rows.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [{k: str(v) for k, v in row.items()} for row in table] == rows
     assert table[1] == {
         "experiment": "x",
         "key": "a.png",
         "labels": "1",
+        "label_names": 'a "dog", or\n\\xe9',
         "rank": 1,
         "nll": 0.25,
         "class_1": 3,
+        "name_1": "\u6771\u4eac",
         "probability_1": 0.75,
         "class_2": 1,
+        "name_2": 'a "dog", or\n\\xe9',
         "probability_2": 0.25,
     }
     with pytest.raises(ConfigError, match=r"expected a name in \.csv or"):
-        tables_lib.write_predictions(result, [image], epath.Path("rows.xlsx"))
+        tables_lib.write_predictions(result, [image], epath.Path("rows.xlsx"), NAMES)
 
 
 def test_bad_options_are_answered_before_anything_runs(

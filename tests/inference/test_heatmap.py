@@ -1,12 +1,15 @@
 """Where a class is seen: against NumPy, finite differences, and bright blobs."""
 
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import random_net
+from etils import epath
 
 from tests import numpy_net as oracle_net
 from vgg_flax import model, net
@@ -171,3 +174,38 @@ def test_grey_pictures_and_pooled_heads_have_maps_too() -> None:
 def test_a_scale_too_small_for_the_net_is_refused() -> None:
     with pytest.raises(heatmap.HeatmapError, match=r"scale=20.* at least 32 pixels"):
         heatmap.make(random_net("vgg11"), random_picture(50, 75, 3), 0, scale=20)
+
+
+def drawn(path: pathlib.Path, picture: np.ndarray, *maps: np.ndarray) -> np.ndarray:
+    """The PNG of a picture and its two maps."""
+    heatmap.draw_heatmaps(epath.Path(path), "\u6771\u4eac", picture, *maps)
+    return np.asarray(PIL.Image.open(path).convert("RGB"), np.float64)
+
+
+def test_maps_are_on_one_scale_and_the_picture_is_seen_beneath(
+    tmp_path: pathlib.Path,
+) -> None:
+    file = tmp_path / "a.png"
+    picture = np.kron(random_picture(9, 13, 1), np.ones((24, 24, 1), np.uint8))
+    shape = picture.shape[:2]
+    zeros, halves, ones = np.zeros(shape), np.full(shape, 0.5), np.ones(shape)
+    bare, half = drawn(file, picture, zeros, zeros), drawn(file, picture, halves, zeros)
+    full = drawn(file, picture, ones, ones)
+    # The map of a half is the same, whatever its largest value.
+    peaked = halves.copy()
+    peaked[:24, :24] = 1
+    peak = drawn(file, picture, peaked, zeros)
+    columns = np.flatnonzero((half != bare).any(axis=(0, 2)))
+    rows = np.flatnonzero((half != bare).any(axis=(1, 2)))[100:]
+    panel = np.ix_(rows, columns)
+    assert len(rows) > 200 and len(columns) > 300
+    same = (peak[panel] == half[panel]).all(axis=2)
+    assert same.mean() > 0.95
+    # What has no heat is as it was, and what has all of it is still a picture.
+    assert np.ptp(bare[panel], axis=2).max() == 0
+    for channel in range(3):
+        seen = np.corrcoef(
+            bare[panel][..., 0].ravel(), full[panel][..., channel].ravel()
+        )
+        assert seen[0, 1] > 0.95
+    assert (full[panel] - bare[panel]).std() > 10

@@ -167,6 +167,7 @@ def test_the_command_prints_a_table(
     assert [cell.strip() for cell in header if cell] == [
         "image",
         "class",
+        "name",
         "probability",
     ]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
@@ -175,7 +176,7 @@ def test_the_command_prints_a_table(
         for i, (index, probability) in enumerate(
             zip(*expected_top(tested, path, 2), strict=True)
         ):
-            row = [f"class {index}", f"{probability:.2%}"]
+            row = [str(index), f"class {index}", f"{probability:.2%}"]
             expected.append(row if i else [path, *row])
     assert cells == expected
     assert captured.err.startswith("loaded ") and captured.err.count("\n") == 1

@@ -400,9 +400,14 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
         config, optimizer__learning_rate=1e38, optimizer__warmup_epochs=0.2
     )
     diverging = changed(diverging, optimizer__warmup_epochs=0.1)
-    with pytest.raises(meter.NonFiniteError, match=r"at step \d+.*learning_rate"):
+    with pytest.raises(
+        meter.NonFiniteError, match=r"at step \d+.*learning_rate"
+    ) as caught:
         trainer.train_and_evaluate(diverging, tmp_path)
     with checkpoint.Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
+        kept = max(checkpoints.steps(), default=None)
+        said = f"checkpoint, of step {kept}, is kept" if kept else "no step was saved"
+        assert said in str(caught.value)
         for step in checkpoints.steps():
             leaves = checkpoints.read(step).leaves
             assert all(abs(float(x.sum())) < 1e38 for x in leaves.values()), step
@@ -410,6 +415,22 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_step(
     assert all(abs(r["loss"]) < 1e38 for r in records)
     last = events(tmp_path)[-1]
     assert (last["event"], last["type"]) == ("error", "NonFiniteError")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_said_to_be_kept_only_where_there_is_one(
+    bare_config: config_lib.Config, tmp_path: pathlib.Path
+) -> None:
+    config = changed(bare_config, num_steps=3)
+    diverging = changed(
+        config, num_steps=9, optimizer__learning_rate=1e38, resume_with_changes=True
+    )
+    with pytest.raises(meter.NonFiniteError, match="; no step was saved before"):
+        trainer.train_and_evaluate(diverging, tmp_path / "new")
+    trainer.train_and_evaluate(config, tmp_path / "resumed")
+    match = "; the last good checkpoint, of step 3, is kept"
+    with pytest.raises(meter.NonFiniteError, match=match):
+        trainer.train_and_evaluate(diverging, tmp_path / "resumed")
 
 
 def test_the_compiled_step_never_recompiles(

@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from vgg_flax import spelling
     from vgg_flax.inference import conversion
 
     partly = {"include_top": not options.features_only}
@@ -43,4 +44,4 @@ def _run(options: argparse.Namespace) -> None:
         options, weights_options.load(options, options.weights, **partly)
     )
     summary = conversion.save(net, options.dst, options.format, options.input)
-    print(f"wrote {options.dst}: {summary}")
+    print(f"wrote {spelling.line(options.dst)}: {summary}")

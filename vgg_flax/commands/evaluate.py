@@ -116,11 +116,11 @@ def _writer(options: argparse.Namespace, net: Any, images: Any) -> Any:
         confusion.check(picture, len(classes))
 
     def write(result: Any, outcomes: Any) -> None:
+        names = imagenet.display_names(net.class_names, net.model.num_classes)
         if options.predictions:
             path = epath.Path(options.predictions)
-            tables.write_predictions(result, outcomes, path)
+            tables.write_predictions(result, outcomes, path, names)
         if picture:
-            names = imagenet.display_names(net.class_names, net.model.num_classes)
             title = f"{images.split.name}: {result['experiments'][0]['name']}"
             counts = confusion.matrix(outcomes, classes)
             confusion.draw(picture, counts, [names[i] for i in classes], title)
@@ -132,7 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     import jax
     from etils import epath
 
-    from vgg_flax import console, storage
+    from vgg_flax import console, spelling, storage
     from vgg_flax.evaluation import evaluate, experiments, label_sets, results, tables
     from vgg_flax.evaluation.posteriors import Settings
     from vgg_flax.parallel import distributed
@@ -190,7 +190,8 @@ def _run(options: argparse.Namespace) -> int:
         return stop.exit_code
     if jax.process_index() == 0:
         print(tables.evaluation_table(result))
-        print(f"in full: {results.path_of(output, result['key'])}")
+        path = spelling.line(str(results.path_of(output, result["key"])))
+        print(f"in full: {path}")
     for bad in result["unreadable"]:
         console.say(f"unreadable: {bad['key']}: {bad['error']}")
     if result["unreadable"]:

@@ -28,10 +28,11 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from vgg_flax import spelling
     from vgg_flax.inference import export
 
     net = weights_options.folded(
         options, weights_options.load(options, options.weights)
     )
     size = export.save(net, options.dst, options.platforms.split(","))
-    print(f"wrote {net.variant} to {options.dst} ({size / 1e6:,.1f} MB)")
+    print(f"wrote {net.variant} to {spelling.line(options.dst)} ({size / 1e6:,.1f} MB)")

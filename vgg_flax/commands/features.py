@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
     import jax
     from etils import epath
 
-    from vgg_flax import console, storage
+    from vgg_flax import console, spelling, storage
     from vgg_flax.data import folder
     from vgg_flax.inference import extraction, prediction
     from vgg_flax.parallel import distributed
@@ -69,7 +69,6 @@ def _run(options: argparse.Namespace) -> int:
     if unreadable:
         console.say(f"{len(unreadable)} of {len(files)} images could not be read")
     if jax.process_index() == 0:
-        print(
-            f"wrote {output}: {len(files) - len(unreadable)} rows of {options.layers}"
-        )
+        shown = spelling.line(str(output))
+        print(f"wrote {shown}: {len(files) - len(unreadable)} rows of {options.layers}")
     return 2 if unreadable and not options.skip_bad else 0

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from vgg_flax import errors
@@ -32,6 +31,11 @@ def add(commands: Any) -> None:
         "option comes after the images",
     )
     command.add_argument(
+        "--heatmap-class",
+        metavar="CLASS",
+        help="where this class is seen instead: its name, or its number",
+    )
+    command.add_argument(
         "--scale",
         type=int,
         help="of heatmaps: the picture's smaller side (twice the net's test scale)",
@@ -53,19 +57,24 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.scale is not None and options.heatmap is None:
         raise errors.ConfigError(f"--scale {options.scale} is of heat maps: --heatmap")
+    asked = options.heatmap_class
+    if asked is not None and options.heatmap is None:
+        raise errors.ConfigError(f"--heatmap-class {asked} is of heat maps: --heatmap")
     net = weights_options.load(options, options.weights)
+    chosen = None if asked is None else prediction.find_class(net, asked)
     if options.heatmap is not None:
         heatmap.check_scale(net, options.scale)
         storage.check_output("--heatmap", epath.Path(options.heatmap) / "heatmap.png")
     paths, left_out = prediction.find_images(options.images)
     if left_out:
-        print(f"left out: {folder.describe(left_out)}", file=sys.stderr)
+        console.say(f"left out: {folder.describe(left_out)}")
     with console.bar(len(paths), "image") as bar:
         predictions, unreadable = prediction.predict(
             net,
             paths,
             top=options.top,
             batch_size=options.batch_size,
+            chosen=chosen,
             after_image=bar.update,
         )
     if not options.json:  # first: pictures take a while
@@ -88,10 +97,10 @@ def _run(options: argparse.Namespace) -> int:
             document = prediction.to_dict(net, predictions, unreadable, pictures)
             print(json.dumps(document))
     for path, reason in unreadable.items():
-        print(f"unreadable: {path}: {reason}", file=sys.stderr)
+        console.say(f"unreadable: {path}: {reason}")
     for path, reason in undrawn.items():
-        print(f"no heat map: {path}: {reason}", file=sys.stderr)
+        console.say(f"no heat map: {path}: {reason}")
     if unreadable:
         share = f"{len(unreadable)} of {len(paths)} images"
-        print(f"{share} could not be read", file=sys.stderr)
+        console.say(f"{share} could not be read")
     return 2 if (unreadable or undrawn) and not options.skip_bad else 0

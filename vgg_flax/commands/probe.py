@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vgg_flax import console
+    from vgg_flax import console, spelling
     from vgg_flax.inference import extraction, probe
 
     names = options.train_split, options.test_split
@@ -50,7 +50,8 @@ def _run(options: argparse.Namespace) -> None:
         fields = {"strength": probed.strength, "validation": probed.validation}
         fields |= {"right": probed.right, "count": probed.count}
         fields |= {"classes": list(probed.class_names), "interval": [low, high]}
-        print(json.dumps({**net.card.identity(), "layers": layers, **fields}))
+        document = {**net.card.identity(), "layers": layers, **fields}
+        print(json.dumps(spelling.written(document)))
         return
     print(
         f"probe of {options.layers} ({options.pool}), {len(train):,} training images, "

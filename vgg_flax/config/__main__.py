@@ -1,5 +1,7 @@
 """`python -m vgg_flax.config` prints `docs/config.md`."""
 
+from vgg_flax import console
 from vgg_flax.config import reference
 
-print(reference.page(), end="")
+with console.outliving_readers():
+    print(reference.page(), end="")

@@ -8,7 +8,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from vgg_flax.config.aliases import ALIASES
+from vgg_flax.config.aliases import ALIASES, ELSEWHERE
 from vgg_flax.config.settings import Config, fields
 from vgg_flax.errors import ConfigError
 
@@ -38,16 +38,22 @@ def define_flag(
 def check_names(arguments: Sequence[str]) -> None:
     """Sees that the files and fields in `--config...` exist, before flags are parsed.
 
+    And that no field is named without `--config`, by its own name or another's.
+
     Raises:
       ConfigError: naming the nearest field, or the file.
     """
     known = [field.name for field in fields()]
     for argument in arguments:
-        match = re.match(r"--?config\.([\w.]+)", argument)
+        match = re.match(r"--?config\.([\w.-]+)", argument)
         if match and match[1] not in known:
             raise ConfigError(
-                f"--config.{match[1]}: no such setting; did you mean "
-                f"--config.{_nearest(match[1], known)}?"
+                f"--config.{match[1]}: no such setting; {_instead(match[1], known)}"
+            )
+        match = re.match(r"--(?!config\b)([\w.-]+)", argument)
+        if match and _is_meant_for_a_field(match[1], known):
+            raise ConfigError(
+                f"--{match[1]}: no such flag; {_instead(match[1], known)}"
             )
         match = re.match(r"--?config=(.*)", argument)
         if match and not epath.Path(match[1]).is_file():
@@ -88,6 +94,21 @@ def read(path: str, overrides: Sequence[str] = ()) -> Config:
     if rest:
         raise ConfigError(f"{rest[0]}: expected --config.NAME=VALUE")
     return of_flags(values)[1]
+
+
+def _is_meant_for_a_field(flag: str, known: Sequence[str]) -> bool:
+    if flag in flags.FLAGS:
+        return False
+    last = flag.replace("-", "_").rpartition(".")[2]
+    names = {field.rpartition(".")[2] for field in known}
+    return last in names or last in ALIASES or last in ELSEWHERE
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    """What does what is meant, for people."""
+    name = name.replace("-", "_")
+    elsewhere = ELSEWHERE.get(name.rpartition(".")[2])
+    return elsewhere or f"did you mean --config.{_nearest(name, known)}?"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ and which pixels a batch holds depends on the seed and on how many came before i
 
 import dataclasses
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ import grain
 import jax
 import numpy as np
 
+from vgg_flax import console
 from vgg_flax.config import DataConfig
 from vgg_flax.data import DataError
 from vgg_flax.data.splits import Split
@@ -35,13 +35,35 @@ class Shard:
         return global_size // self.processes
 
 
+class Skipped:
+    """The images that a run goes on without, by their names; each is told once."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, object] = {}
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def add(self, name: str, why: str) -> None:
+        """From any thread."""
+        mine = object()
+        if self._first.setdefault(name, mine) is mine:
+            console.tell(f"skipped {name}: {why}")
+
+
 def train_batches(
-    config: DataConfig, split: Split, *, seed: int, start_example: int, shard: Shard
+    config: DataConfig,
+    split: Split,
+    *,
+    seed: int,
+    start_example: int,
+    shard: Shard,
+    skipped: Skipped | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches, reshuffled at every epoch.
 
     They begin behind the first `start_example` examples, whatever the size of the
-    batches that those came in.
+    batches that those came in. Images that are left out are added to `skipped`.
 
     Yields:
       `image` uint8 `[local, crop_size, crop_size, C]`, `label` int32 `[local]`,
@@ -51,26 +73,32 @@ def train_batches(
     """
     local = shard.local_size(config.batch_size)
     index = np.arange(local, dtype=np.int32) + shard.process * local
+    skipped = Skipped() if skipped is None else skipped
+    examples = DecodedExamples(config, split, skipped)
     dataset = (
-        grain.MapDataset.source(_Reshuffled(DecodedExamples(config, split), seed))
+        grain.MapDataset.source(_Reshuffled(examples, seed))
         .seed(seed)
-        .random_map(_TrainView(config))[start_example:]
+        .random_map(_TrainView(config, skipped))[start_example:]
         .batch(local)[shard.process :: shard.processes]
         .map(lambda batch: {**batch, "index": index})
     )
     return _iterate(dataset, config)
 
 
-def eval_batches(config: DataConfig, split: Split, *, shard: Shard) -> Iterator[Batch]:
+def eval_batches(
+    config: DataConfig, split: Split, *, shard: Shard, skipped: Skipped | None = None
+) -> Iterator[Batch]:
     """Each example of `split` once, in order, as the test view.
 
     All batches are `config.eval_batch_size` long, over all processes; the last one
     is padded with zeros whose `mask` is False. Yields `image`, `label` and `mask`.
+    Images that are left out are added to `skipped`.
     """
+    skipped = Skipped() if skipped is None else skipped
     local = shard.local_size(config.eval_batch_size)
     steps = num_eval_steps(config, split)
     dataset = grain.MapDataset.source(
-        _TestExamples(config, split, steps * config.eval_batch_size)
+        _TestExamples(config, split, steps * config.eval_batch_size, skipped)
     ).batch(local)[shard.process :: shard.processes]
     return _iterate(dataset, config)
 
@@ -119,8 +147,11 @@ def batch_shapes(
 class DecodedExamples:
     """The records of a split with their images decoded; in memory if so configured."""
 
-    def __init__(self, config: DataConfig, split: Split):
+    def __init__(
+        self, config: DataConfig, split: Split, skipped: Skipped | None = None
+    ):
         self._config, self._split = config, split
+        self._skipped = Skipped() if skipped is None else skipped
         self._cache: dict[int, Batch] = {}
 
     def __len__(self) -> int:
@@ -129,7 +160,7 @@ class DecodedExamples:
     def __getitem__(self, index: int) -> Batch:
         if index in self._cache:
             return self._cache[index]
-        example = _decode(self._config, self._split, index)
+        example = _decode(self._config, self._split, index, self._skipped)
         if self._config.cache:
             self._cache[index] = example
         return example
@@ -161,12 +192,14 @@ class _Reshuffled:
 class _TrainView:
     """A decoded record -> the example that training sees of it this time."""
 
-    def __init__(self, config: DataConfig):
-        self._config = config
+    def __init__(self, config: DataConfig, skipped: Skipped):
+        self._config, self._skipped = config, skipped
         self._view = augmentation.make_train_view(config)
 
     def __call__(self, element: Batch, rng: np.random.Generator) -> Batch:
-        example = _view(self._config, element, lambda image: self._view(image, rng))
+        example = _view(
+            self._config, element, lambda image: self._view(image, rng), self._skipped
+        )
         if self._config.color_shift:
             example["color_shift"] = augmentation.color_shift(self._config, rng)
         return example
@@ -175,8 +208,11 @@ class _TrainView:
 class _TestExamples:
     """The test views of a split, padded to `padded_length` with masked zeros."""
 
-    def __init__(self, config: DataConfig, split: Split, padded_length: int):
+    def __init__(
+        self, config: DataConfig, split: Split, padded_length: int, skipped: Skipped
+    ):
         self._config, self._split, self._length = config, split, padded_length
+        self._skipped = skipped
         self._preprocessing = preprocessing.Preprocessing.of(config)
 
     def __len__(self) -> int:
@@ -187,11 +223,12 @@ class _TestExamples:
             side, channels = self._config.crop_size, self._preprocessing.channels
             image = np.zeros((side, side, channels), np.uint8)
             return {"image": image, "label": np.int32(0), "mask": np.False_}
-        decoded = _decode(self._config, self._split, index)
-        return _view(self._config, decoded, self._preprocessing.test_view)
+        decoded = _decode(self._config, self._split, index, self._skipped)
+        view = self._preprocessing.test_view
+        return _view(self._config, decoded, view, self._skipped)
 
 
-def _decode(config: DataConfig, split: Split, index: int) -> Batch:
+def _decode(config: DataConfig, split: Split, index: int, skipped: Skipped) -> Batch:
     """A decoded record with its `key`, or a masked black one if that may be."""
     pixels = preprocessing.Preprocessing.of(config)
     black = {"image": np.zeros((32, 32, pixels.channels), np.uint8), "mask": np.False_}
@@ -199,7 +236,7 @@ def _decode(config: DataConfig, split: Split, index: int) -> Batch:
         record = split.records[index]
     except OSError as error:
         key = error.filename or f"image {index} of {split.name}"
-        _leave_out(config, key, error.strerror or str(error), error)
+        _leave_out(config, skipped, key, error.strerror or str(error), error)
         return {**black, "key": key, "label": np.int32(0)}
     key, label = record["key"], record["label"]
     if not 0 <= label < len(split.class_names):
@@ -211,13 +248,16 @@ def _decode(config: DataConfig, split: Split, index: int) -> Batch:
     try:
         image = codec.decode(record["image"], pixels.channels, pixels.orientation)
     except codec.ImageError as error:
-        _leave_out(config, key, str(error), error)
+        _leave_out(config, skipped, key, str(error), error)
         return {**example, **black}
     return {**example, "image": image, "mask": np.True_}
 
 
 def _view(
-    config: DataConfig, example: Batch, view: Callable[[np.ndarray], np.ndarray]
+    config: DataConfig,
+    example: Batch,
+    view: Callable[[np.ndarray], np.ndarray],
+    skipped: Skipped,
 ) -> Batch:
     """A view of a decoded record, without its key; masked and black as `_decode`."""
     key, mask = example["key"], example["mask"]
@@ -225,7 +265,7 @@ def _view(
         with codec.enough_memory():
             image = view(example["image"])
     except codec.ImageError as error:
-        _leave_out(config, key, str(error), error)
+        _leave_out(config, skipped, key, str(error), error)
         side, mask = config.crop_size, np.False_
         image = np.zeros((side, side, _channels(config)), np.uint8)
     return {"image": image, "label": example["label"], "mask": mask}
@@ -235,14 +275,16 @@ def _channels(config: DataConfig) -> int:
     return preprocessing.Preprocessing.of(config).channels
 
 
-def _leave_out(config: DataConfig, key: str, why: str, error: Exception) -> None:
-    """Tells that an image is left out; raises DataError where it may not be."""
+def _leave_out(
+    config: DataConfig, skipped: Skipped, key: str, why: str, error: Exception
+) -> None:
+    """Adds an image that is left out; raises DataError where it may not be."""
     if config.on_bad_image == "stop":
         raise DataError(
             f"{key}: {why}; replace it, or go on without it: "
             "--config.data.on_bad_image=skip"
         ) from error
-    logging.warning("skipped %s: %s", key, why)
+    skipped.add(key, why)
 
 
 def read_options(config: DataConfig) -> grain.ReadOptions:

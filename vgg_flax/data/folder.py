@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from etils import epath
 
-from vgg_flax import storage
-from vgg_flax.data import SUFFIXES, DataError, imagenet
+from vgg_flax import spelling, storage
+from vgg_flax.data import SUFFIXES, DataError, classes, imagenet
 
 # What people call the same split: one that is asked for is found by another name.
 _SAME = (("train", "training"), ("validation", "valid", "val", "dev"), ("test",))
@@ -165,8 +165,10 @@ def class_names(root: str, splits: Sequence[str], num_classes: int) -> tuple[str
 
     Raises:
       FolderError: no such folder.
+      DataError: two folders in one split whose names look the same.
     """
-    names = {name for split in splits for name in _folders(_split_folder(root, split))}
+    folders = [_split_folder(root, split) for split in splits]
+    names = classes.merged((str(folder), _folders(folder)) for folder in folders)
     synsets = imagenet.synsets()
     is_imagenet = num_classes == len(synsets) or not names
     return synsets if is_imagenet and names <= set(synsets) else tuple(sorted(names))
@@ -186,9 +188,11 @@ def list_images(root: str, split: str, class_names: Sequence[str]) -> Listing:
     Raises:
       FolderError: no such folder, images of another class, or neither folders of
         classes nor ImageNet's flat images.
+      DataError: two folders whose names look the same.
     """
     folder = _split_folder(root, split)
     if names := _folders(folder):
+        classes.merged([(str(folder), names)])
         listing = _list_classes(folder, names, class_names)
     else:
         listing = _list_flat(folder, class_names)
@@ -216,7 +220,7 @@ def _list_classes(
     for path, is_folder in _visible(folder):
         if not is_folder:
             listing.left_out[f"{_kind(path)} beside the class folders"] += 1
-    label_of = {name: label for label, name in enumerate(class_names)}
+    label_of = classes.LabelOf(class_names)
     for name in names:
         paths = list(find_images(folder / name, listing.left_out))
         if not paths:
@@ -269,7 +273,7 @@ def _list_flat(folder: epath.Path, class_names: Sequence[str]) -> Listing:
 
 def some(names: Sequence[str]) -> str:
     """The first five of some names, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:5])
+    shown = ", ".join(f"'{spelling.shown(name)}'" for name in names[:5])
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from vgg_flax import spelling
 from vgg_flax.config import DataConfig
 from vgg_flax.data import SUFFIXES, DataError, folder, prepared, table
 
@@ -169,10 +170,10 @@ def fingerprint(split: Split) -> str:
     is_folder = isinstance(split.records, folder.ImageFiles)
     for record in (split.records[int(place)] for place in places):
         key = "" if is_folder else record["key"]  # a path: folders may be moved
-        digest.update(f"{key} {record['label']}".encode())
+        digest.update(spelling.digestible(f"{key} {record['label']}"))
         digest.update(record["image"])
     if is_folder:
-        digest.update(split.records.listing().encode())
+        digest.update(spelling.digestible(split.records.listing()))
     return digest.hexdigest()[:12]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vgg_flax import errors, storage
-from vgg_flax.data import DataError, folder, imagenet
+from vgg_flax.data import DataError, classes, folder, imagenet
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 WHOLE = "train"  # the split that all rows are of where there is no such column
@@ -54,8 +54,9 @@ class Table:
 
         Raises:
           TableError: no such split.
+          DataError: two labels in one split that look the same.
         """
-        found = {row.label for split in splits for row in self._rows_of(split)}
+        found = classes.merged(map(self._labels_of, splits))
         synsets = imagenet.synsets()
         if num_classes == len(synsets) and found <= set(synsets):
             return synsets
@@ -69,10 +70,12 @@ class Table:
         Raises:
           TableError: no such split, a label that is none of `class_names`, or paths
             that lead nowhere.
+          DataError: two labels that look the same.
         """
         rows = self._rows_of(split)
-        label_of = {name: label for label, name in enumerate(class_names)}
-        if strangers := sorted({row.label for row in rows} - set(label_of)):
+        label_of = classes.LabelOf(class_names)
+        names = classes.merged([self._labels_of(split)])
+        if strangers := sorted(name for name in names if name not in label_of):
             raise TableError(
                 f"{self.file} has labels {folder.some(strangers)} in split {split}, "
                 f"and the classes are {folder.some(class_names)}"
@@ -90,6 +93,11 @@ class Table:
             )
         random.Random(0).shuffle(items)
         return folder.Listing(items)
+
+    def _labels_of(self, split: str) -> tuple[str, set[str]]:
+        """Those of a split, behind its name for people."""
+        labels = {row.label for row in self._rows_of(split)}
+        return f"{self.file}, split {split}", labels
 
     def _rows_of(self, split: str) -> list[Row]:
         name = folder.find_split(self.splits(), split)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vgg_flax import storage
+from vgg_flax import console, spelling, storage
 from vgg_flax.errors import ConfigError
 
 _NUMBERED = 30  # classes, up to which a cell has its number
@@ -61,12 +61,13 @@ def draw(
     """
     from matplotlib.figure import Figure
 
+    names = [spelling.shown(name) for name in names]
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     side = max(4.0, 0.32 * len(names))
     figure = Figure(figsize=(side + 2.5, side + 1.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(spelling.line(title), parse_math=False)
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     rows = [
         f"{name}  {shares[i, i]:.0%} of {totals[i, 0]}"
@@ -84,5 +85,6 @@ def draw(
         for i, j in zip(*np.nonzero(counts), strict=True):
             color = "white" if shares[i, j] > 0.5 else "black"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=color)
-    with storage.whole_file(path, ConfigError, option="--confusion") as file:
+    whole = storage.whole_file(path, ConfigError, option="--confusion")
+    with console.without_glyphs(), whole as file:
         figure.savefig(file, format=path.suffix[1:].lower())

@@ -10,6 +10,7 @@ from etils import epath
 
 from vgg_flax import storage
 from vgg_flax.data import DataError, folder, imagenet, splits
+from vgg_flax.data.classes import LabelOf
 
 # own: the data set's labels, by the names of its classes; -Sketch needs no more.
 # real: Beyer et al. 2020 (several labels an image, or none), for ImageNet's validation
@@ -129,7 +130,7 @@ def _mapped(name: str, classes: Sequence[int]) -> Labels:
 def _check_no_splits(opened: splits.Split, class_names: Sequence[str]) -> None:
     """Refuses SPLIT/CLASS/* where CLASS/* was expected, with images at any depth."""
     theirs, listing = opened.class_names, opened.records.listing().splitlines()
-    if not set(theirs) <= set(class_names) and all(n.count("/") > 1 for n in listing):
+    if not _are_known(theirs, class_names) and all(n.count("/") > 1 for n in listing):
         raise DataError(
             f"{opened.name} holds folders with folders in them, {folder.some(theirs)}, "
             "and no image besides, and the net knows no such classes; are they splits? "
@@ -157,8 +158,9 @@ def _named_classes(
     theirs = split.class_names
     if tuple(class_names) == theirs or (not class_names and len(theirs) == num_classes):
         return range(len(theirs))
-    if set(theirs) <= set(class_names) and len(set(class_names)) == len(class_names):
-        return [list(class_names).index(name) for name in theirs]
+    label_of = LabelOf(class_names)
+    if _are_known(theirs, class_names) and len(set(class_names)) == len(class_names):
+        return [label_of[name] for name in theirs]
     # Weight files may have words instead of synsets; their order is ImageNet's.
     if num_classes == len(theirs) == 1000 and theirs == imagenet.synsets():
         return range(len(theirs))
@@ -167,7 +169,7 @@ def _named_classes(
             f"{split.name} has {len(theirs)} classes, {folder.some(theirs)}, and the "
             f"net, which does not name its own, has {num_classes}"
         )
-    strangers = [name for name in theirs if name not in class_names]
+    strangers = [name for name in theirs if name not in label_of]
     raise DataError(
         f"{split.name} has {len(theirs)} classes that do not match the net's "
         f"{num_classes}: the net does not know {folder.some(strangers)}, and has "
@@ -185,11 +187,17 @@ def _telling_what_lacks(
             f"{folder.some(split.class_names)} (--classes FILE has another order)"
         )
         return dataclasses.replace(split, remarks=(*split.remarks, remark))
-    lacking = [name for name in class_names if name not in split.class_names]
-    if not lacking or not set(split.class_names) <= set(class_names):
+    theirs = LabelOf(split.class_names)
+    lacking = [name for name in class_names if name not in theirs]
+    if not lacking or not _are_known(split.class_names, class_names):
         return split
     remark = f"no image of {folder.some(lacking)}, which the net knows"
     return dataclasses.replace(split, remarks=(*split.remarks, remark))
+
+
+def _are_known(theirs: Sequence[str], class_names: Sequence[str]) -> bool:
+    label_of = LabelOf(class_names)
+    return all(name in label_of for name in theirs)
 
 
 def _numbered_classes(split: splits.Split, num_classes: int) -> Sequence[int]:

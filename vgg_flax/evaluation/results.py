@@ -12,7 +12,7 @@ import numpy as np
 import scipy.special
 from etils import epath
 
-from vgg_flax import storage
+from vgg_flax import spelling, storage
 from vgg_flax.errors import ConfigError
 from vgg_flax.evaluation.experiments import Experiment
 from vgg_flax.evaluation.journal import Journal
@@ -177,4 +177,4 @@ def write(result: dict[str, Any], output: epath.Path, journal: Journal) -> None:
         "again"
     )
     with storage.whole_file(output, ConfigError, remedy, option="--output") as file:
-        file.write_text(json.dumps(result, indent=2) + "\n")
+        file.write_text(json.dumps(spelling.written(result), indent=2) + "\n")

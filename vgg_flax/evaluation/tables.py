@@ -2,11 +2,12 @@
 
 import csv
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from vgg_flax import storage
+from vgg_flax import spelling, storage
 from vgg_flax.errors import ConfigError
 
 
@@ -39,7 +40,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
         rows, header, "simple", colalign=align, disable_numparse=True
     )
     data = result["data"]
-    name = f"{data['name']}/{data['split']}".rstrip("/")
+    name = spelling.line(f"{data['name']}/{data['split']}".rstrip("/"))
     counted = f"{result['count']:,} images of {name}"
     if result["without_label"]:
         counted += f", {result['without_label']:,} more have no label"
@@ -47,12 +48,22 @@ def evaluation_table(result: dict[str, Any]) -> str:
 
 
 def write_predictions(
-    result: dict[str, Any], images: list[dict[str, Any]], path: epath.Path
+    result: dict[str, Any],
+    images: list[dict[str, Any]],
+    path: epath.Path,
+    names: Sequence[str],
 ) -> None:
     """One row an image (and experiment) as .csv or .parquet.
 
-    Columns: experiment, key, labels (more than one: separated by spaces), rank, nll,
-    and class_1, probability_1 and so on, the five most probable.
+    Columns: experiment, key, labels (more than one: separated by spaces), label_names
+    (by "; "), rank, nll, and class_1, name_1, probability_1 and so on, the five most
+    probable. Names and keys are as `spelling.written` has them.
+
+    Args:
+      result: what `evaluate.evaluate` returned.
+      images: what it returned of each image.
+      path: of the table.
+      names: of the net's classes.
 
     Raises:
       ConfigError: another suffix, .parquet without pyarrow, or it can't be written.
@@ -67,13 +78,15 @@ def write_predictions(
                 "experiment": experiment["name"],
                 "key": image["key"],
                 "labels": " ".join(map(str, image["labels"])),
+                "label_names": "; ".join(str(names[i]) for i in image["labels"]),
                 "rank": outcome["rank"],
                 "nll": outcome["nll"],
             }
             best = zip(outcome["classes"], outcome["probabilities"], strict=True)
             for k, (index, probability) in enumerate(best, start=1):
-                row |= {f"class_{k}": index, f"probability_{k}": probability}
-            rows.append(row)
+                row |= {f"class_{k}": index, f"name_{k}": names[index]}
+                row[f"probability_{k}"] = probability
+            rows.append(spelling.written(row))
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
@@ -85,7 +98,7 @@ def write_predictions(
         return
     with (
         storage.whole_file(path, ConfigError, remedy, option="--predictions") as file,
-        file.open("w") as stream,
+        file.open("w", encoding="utf-8", newline="") as stream,
     ):
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -11,7 +11,7 @@ import jax
 import jax.export
 import numpy as np
 
-from vgg_flax import errors, storage
+from vgg_flax import errors, spelling, storage
 from vgg_flax.data import imagenet
 from vgg_flax.net import Net
 from vgg_flax.weights import WeightsError
@@ -86,7 +86,7 @@ def save(
         if file.exists():
             raise ExportError(f"{file} exists; choose another name, or remove it")
     data = export(net, platforms)
-    about = json.dumps(_describe(net, platforms), indent=2) + "\n"
+    about = json.dumps(spelling.written(_describe(net, platforms)), indent=2) + "\n"
     with storage.whole_file(about_path, WeightsError) as temporary:
         temporary.write_text(about)
     with storage.whole_file(target, WeightsError) as temporary:

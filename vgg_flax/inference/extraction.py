@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vgg_flax import errors, parallel, storage
+from vgg_flax import errors, parallel, spelling, storage
 from vgg_flax.errors import ConfigError
 from vgg_flax.evaluation import tables
 from vgg_flax.images import codec
@@ -65,9 +65,10 @@ def extract(
 ) -> dict[str, str]:
     """Writes the features of `files`, in their order, to `output`.
 
-    `image` (the path), `label` (the folder that it is in) and each layer, float32, are
-    arrays of an .npz, or columns of a .parquet. Files that are no images have no row.
-    Several processes, which call it alike, share the parts; the first one writes.
+    `image` (the path), `label` (the folder that it is in), both as `spelling.written`
+    has them, and each layer, float32, are arrays of an .npz, or columns of a .parquet.
+    Files that are no images have no row. Several processes, which call it alike, share
+    the parts; the first one writes.
 
     Args:
       net: whose `preprocessing` makes the views.
@@ -213,8 +214,10 @@ def _part(
 
     found = list(extractor.batches(views()))
     rows: Rows = {
-        "image": np.array([str(path) for path in there], np.str_),
-        "label": np.array([path.parent.name for path in there], np.str_),
+        "image": np.array(spelling.written([str(p) for p in there]), np.str_),
+        "label": np.array(
+            spelling.written([path.parent.name for path in there]), np.str_
+        ),
     }
     for name in found[0] if found else ():
         rows[name] = np.concatenate([batch[name] for batch in found])
@@ -253,7 +256,8 @@ def _key(net: Net, files: Sequence[epath.Path], settings: Settings) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path in files:
         state = path.stat()
-        digest.update(f"{path}\0{state.length}\0{state.mtime}\n".encode())
+        text = f"{path}\0{state.length}\0{state.mtime}\n"
+        digest.update(spelling.digestible(text))
     return digest.hexdigest()[:12]
 
 

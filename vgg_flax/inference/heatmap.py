@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vgg_flax import errors, model
+from vgg_flax import console, errors, model
 from vgg_flax.model import description
 from vgg_flax.net import Net
+
+_OPACITY = 0.65  # of what is 1: the picture is to be seen beneath
 
 
 class HeatmapError(errors.VGGFlaxError):
@@ -144,13 +146,17 @@ def draw_heatmaps(
 ) -> None:
     """A picture, and beside it a class's two maps laid over it, as a PNG.
 
+    Both are on one scale from 0, where the picture is as it was, to 1.
+
     Args:
       path: of the PNG.
       title: over all.
       picture: uint8 `[height, width, 1 or 3]`.
-      probability: `[height, width]`; its colour bar starts at 0.
+      probability: `[height, width]`, from 0 to 1.
       grad_cam: `[height, width]`; shown as a share of its largest value.
     """
+    import matplotlib
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     height, width = picture.shape[:2]
@@ -161,21 +167,28 @@ def draw_heatmaps(
         layout="constrained",
     )
     # A class may be called "$\\alpha$" and is no formula.
-    figure.suptitle(title, fontsize="x-large", parse_math=False)
+    figure.suptitle(title, fontsize="x-large", parse_math=False, wrap=True)
     panels = figure.subplots(1, 3)
     grey = picture.mean(axis=2)
-    color = {"alpha": 0.6, "cmap": "inferno", "vmin": 0}
+    colors = matplotlib.colormaps["plasma"](np.linspace(0, 1, 256))
+    colors[:, 3] = _OPACITY * np.linspace(0, 1, 256) ** 0.75
+    over: Any = {"cmap": ListedColormap(colors), "vmin": 0, "vmax": 1}
     for axes in panels:
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
     if picture.shape[2] == 3:
         panels[0].imshow(picture)
-    shown = panels[1].imshow(probability, **color, vmax=probability.max())
-    panels[2].imshow(grad_cam, **color, vmax=grad_cam.max() or 1)
-    names = (f"{width} x {height} pixels", "probability at each position", "Grad-CAM")
+    shown = panels[1].imshow(probability, **over)
+    panels[2].imshow(grad_cam / (grad_cam.max() or 1), **over)
+    names = (
+        f"{width} x {height} pixels",
+        f"probability, at most {probability.max():.2g}",
+        "Grad-CAM, as a share of its largest",
+    )
     for axes, name in zip(panels, names, strict=True):
         axes.set_title(name, fontsize="medium")
         axes.set_axis_off()
-    bar = figure.colorbar(shown, cax=panels[1].inset_axes((1.02, 0, 0.04, 1)))
-    bar.ax.tick_params(labelsize="small")
-    with path.open("wb") as stream:
+    bar = figure.colorbar(shown, ax=panels, fraction=0.03, pad=0.01)
+    bar.ax.set_facecolor("0.5")  # as over a picture neither dark nor bright
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1])
+    with console.without_glyphs(), path.open("wb") as stream:
         figure.savefig(stream, format="png")

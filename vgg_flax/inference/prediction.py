@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import difflib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import tabulate
 from etils import epath
 
-from vgg_flax import data, errors
+from vgg_flax import data, errors, spelling
 from vgg_flax.data import folder, imagenet
 from vgg_flax.evaluation.posteriors import Cell, Posteriors, Settings
 from vgg_flax.evaluation.protocols import Views
@@ -22,9 +23,11 @@ from vgg_flax.inference import heatmap
 from vgg_flax.net import Net
 from vgg_flax.parallel.ahead import in_threads
 
+_TITLE = 60  # characters of a class's name over a picture
+
 
 class PredictionError(errors.VGGFlaxError):
-    """No images where they were said to be, or an option out of range."""
+    """No images where they were said to be, no such class, an option out of range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +41,17 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image file, best first."""
+    """The most probable classes of an image file, best first.
+
+    Attributes:
+      path: of the file.
+      top: at least one.
+      chosen: of the class that was asked for; None: none was.
+    """
 
     path: str
     top: tuple[Guess, ...]
+    chosen: Guess | None = None
 
 
 def find_images(
@@ -79,6 +89,7 @@ def predict(
     *,
     top: int = 5,
     batch_size: int = 32,
+    chosen: int | None = None,
     after_image: Callable[[int], object] = lambda _: None,
 ) -> tuple[list[Prediction], dict[str, str]]:
     """The `top` classes of each image's test view, at JAX's highest matmul precision.
@@ -92,6 +103,7 @@ def predict(
       paths: of image files, each read once.
       top: at most the number of classes are given.
       batch_size: images at a time.
+      chosen: a class, by its number, that is told of every image.
       after_image: called with 1 when an image is done.
 
     Returns:
@@ -122,7 +134,7 @@ def predict(
     best: dict[int, Prediction] = {}
     names = imagenet.display_names(net.class_names, net.model.num_classes)
     for i, log_posteriors in posteriors.compute(examples()):
-        best[i] = _prediction(paths[i], log_posteriors[cell], names, top)
+        best[i] = _prediction(paths[i], log_posteriors[cell], names, top, chosen)
         after_image(1)
     return [best[i] for i in sorted(best)], unreadable
 
@@ -138,14 +150,50 @@ def _read_view(
 
 
 def _prediction(
-    path: epath.Path, log_posterior: np.ndarray, names: Sequence[str], top: int
+    path: epath.Path,
+    log_posterior: np.ndarray,
+    names: Sequence[str],
+    top: int,
+    chosen: int | None,
 ) -> Prediction:
     """The `top` classes; of equal ones the lower is ahead, as in `jax.lax.top_k`."""
     classes = np.argsort(-log_posterior, kind="stable")[:top].tolist()
     probabilities = np.exp(log_posterior)
+
+    def guess(index: int) -> Guess:
+        return Guess(index, names[index], float(probabilities[index]))
+
     return Prediction(
-        str(path),
-        tuple(Guess(i, names[i], float(probabilities[i])) for i in map(int, classes)),
+        str(path), tuple(map(guess, classes)), None if chosen is None else guess(chosen)
+    )
+
+
+def find_class(net: Net, text: str) -> int:
+    """The number of the class that somebody means: by its name, or else its number.
+
+    A name is one that `predict` gives, as it is or as it is shown, or a synset.
+
+    Raises:
+      PredictionError: there is none, or there are several of that name.
+    """
+    count = net.model.num_classes
+    names = imagenet.display_names(net.class_names, count)
+    asked = {spelling.same(text), spelling.same(spelling.restored(text))}
+    for known in (names, net.class_names):
+        found = [i for i, name in enumerate(known) if spelling.same(name) in asked]
+        if len(found) > 1:
+            raise PredictionError(
+                f"{len(found)} classes are called {text}; give one's number: "
+                f"{', '.join(map(str, found))}"
+            )
+        if found:
+            return found[0]
+    if text.isdecimal() and int(text) < count:
+        return int(text)
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+    raise PredictionError(
+        f"no class is called {text}; expected a name or a number from 0 to "
+        f"{count - 1}" + f"; near it: {folder.some(near)}" * bool(near)
     )
 
 
@@ -155,9 +203,10 @@ def draw_heatmaps(
     folder: epath.PathLike,
     scale: int | None = None,
 ) -> Iterator[tuple[str, str | codec.ImageError]]:
-    """Draws heat maps of each prediction's best class as `folder/NAME_heatmap.png`.
+    """Draws heat maps of each prediction's class as `folder/NAME_heatmap.png`.
 
-    Of several images with one name the later ones get a number, `NAME_2_heatmap.png`.
+    Of the chosen one, or else the best. Of several images with one name, as some file
+    systems see it, the later ones get a number, `NAME_2_heatmap.png`.
 
     Yields:
       The image's path and the picture's, when it is drawn; or why there is none.
@@ -173,17 +222,21 @@ def draw_heatmaps(
         raise PredictionError(f"cannot make the folder {folder}: {error}") from error
     taken: set[str] = set()
     for prediction in predictions:
-        path, best = epath.Path(prediction.path), prediction.top[0]
+        path, guess = (
+            epath.Path(prediction.path),
+            prediction.chosen or prediction.top[0],
+        )
         numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
-        name = next(n for n in itertools.chain([path.stem], numbered) if n not in taken)
-        taken.add(name)
+        names = itertools.chain([path.stem], numbered)
+        name = next(n for n in names if spelling.same(n).casefold() not in taken)
+        taken.add(spelling.same(name).casefold())
         target = folder / f"{name}_heatmap.png"
         try:
-            maps = heatmap.make(net, codec.read(path), best.index, scale)
+            maps = heatmap.make(net, codec.read(path), guess.index, scale)
         except codec.ImageError as error:
             yield str(path), error
             continue
-        title = f"{best.name}  {best.probability:.1%}"
+        title = f"{_short(guess.name)} (class {guess.index})  {guess.probability:.1%}"
         try:
             heatmap.draw_heatmaps(
                 target, title, maps.picture, maps.probability, maps.grad_cam
@@ -193,16 +246,31 @@ def draw_heatmaps(
         yield str(path), str(target)
 
 
+def _short(name: str) -> str:
+    """A class's name as it is shown, for a title."""
+    whole = spelling.shown(name)
+    return whole if len(whole) <= _TITLE else f"{whole[: _TITLE - 3]}..."
+
+
 def to_text(predictions: Sequence[Prediction]) -> str:
-    """A table: image, class, probability; nothing without images."""
+    """A table: image, class, its name, probability; nothing without images.
+
+    Names are as `spelling.shown` has them.
+    """
     if not predictions:
         return ""
     rows = [
-        (prediction.path if i == 0 else "", guess.name, f"{guess.probability:.2%}")
+        (
+            spelling.shown(prediction.path) if i == 0 else "",
+            guess.index,
+            spelling.shown(guess.name),
+            f"{guess.probability:.2%}",
+        )
         for prediction in predictions
         for i, guess in enumerate(prediction.top)
     ]
-    header, align = ("image", "class", "probability"), ("left", "left", "right")
+    header = ("image", "class", "name", "probability")
+    align = ("left", "right", "left", "right")
     return tabulate.tabulate(
         rows, header, "simple", colalign=align, disable_numparse=True
     )
@@ -216,6 +284,8 @@ def to_dict(
 ) -> dict[str, Any]:
     """For JSON: what was asked of which net, and the answers.
 
+    Names are as `spelling.written` has them.
+
     Args:
       net: as given to `predict`.
       predictions: of `predict`.
@@ -225,10 +295,12 @@ def to_dict(
     images = []
     for prediction in predictions:
         image = dataclasses.asdict(prediction)
+        if prediction.chosen is None:
+            del image["chosen"]
         if prediction.path in pictures:
             image["heatmap"] = pictures[prediction.path]
         images.append(image)
-    return {
+    document = {
         **net.card.identity(),
         "dtype": str(jnp.dtype(net.model.dtype)),
         "matmul_precision": "highest",
@@ -236,3 +308,4 @@ def to_dict(
         "images": images,
         "unreadable": [{"path": p, "reason": r} for p, r in unreadable.items()],
     }
+    return spelling.written(document)

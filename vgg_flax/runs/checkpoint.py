@@ -27,6 +27,7 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, keep: int, *, read_only: bool = False):
         """Opens the folder; `read_only`, also while another process saves into it."""
         self._folder = epath.Path(folder)
+        directory.check_name(self._folder)
         self._saving: int | None = None
         self._scores: dict[int, tuple[str, float] | None] = {}  # as far as known
         self._read_only = read_only
@@ -314,8 +315,9 @@ def load(
                 if looks == 0 and not damaged:
                     checkpoints.tell_ignored()
                 chosen = checkpoints.find(step, without=damaged)
-                items = ("model", "ema") if ema else ("model",)
-                saved = checkpoints.read(chosen, items)
+                saved = checkpoints.read(
+                    chosen, ("model", "ema") if ema else ("model",)
+                )
                 return saved.averaged() if ema else saved
         except (FileNotFoundError, NotADirectoryError, DamagedStep) as error:
             looks += 1

@@ -5,7 +5,7 @@ import shutil
 
 from etils import epath
 
-from vgg_flax import storage
+from vgg_flax import spelling, storage
 from vgg_flax.errors import ConfigError
 
 
@@ -15,6 +15,7 @@ def prepare(workdir: epath.Path, checkpoint_bytes: int) -> None:
     Raises:
       ConfigError: it cannot.
     """
+    check_name(workdir)
     probe = workdir / ".writable"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -29,6 +30,16 @@ def prepare(workdir: epath.Path, checkpoint_bytes: int) -> None:
         raise ConfigError(
             f"--workdir={workdir} has {free / 2**20:,.0f} MiB free, and a checkpoint "
             f"takes {checkpoint_bytes / 2**20:,.0f} MiB; make room or choose another"
+        )
+
+
+def check_name(folder: epath.Path) -> None:
+    """Raises ConfigError for one that holds no checkpoints: TensorStore wants UTF-8."""
+    name = str(folder.resolve())
+    if spelling.digestible(name) != name.encode("utf-8", "replace"):
+        raise ConfigError(
+            f"{spelling.shown(name)} is no UTF-8, and no checkpoint can be written or "
+            "read there; rename that folder, or choose another"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from vgg_flax import console, storage
+from vgg_flax import console, spelling, storage
 from vgg_flax.errors import VGGFlaxError
 from vgg_flax.metrics import Metrics
 from vgg_flax.runs import curves
@@ -78,7 +78,7 @@ class Log:
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
         if self._active:
-            tqdm.tqdm.write(text, file=sys.stdout)
+            tqdm.tqdm.write(spelling.line(text), file=sys.stdout)
             sys.stdout.flush()
 
     def advance(self, images_per_second: float | None = None) -> None:
@@ -174,5 +174,8 @@ def result_line(
         if metric.is_share:
             text += f" ({record[f'{metric.name}_count']}/{record['count']})"
         parts.append(text)
-    parts += [loss.text(record), f"step {record['step']}", str(workdir)]
+    parts += [loss.text(record)]
+    if record.get("skipped"):
+        parts.append(f"{record['skipped']} skipped")
+    parts += [f"step {record['step']}", str(workdir)]
     return f"{record['split']} " + ", ".join(parts)

@@ -36,6 +36,7 @@ class Meter:
         epoch_at: Callable[[int], float],
         total_steps: int,
         log_every_steps: int,
+        kept: Callable[[], int | None],
         goodput: Goodput,
         faster_data: str,
     ):
@@ -48,12 +49,14 @@ class Meter:
           epoch_at: how many epochs a number of updates comes to.
           total_steps: of the run.
           log_every_steps: from one record to the next.
+          kept: the last step that is saved, if there is one.
           goodput: that is told of the steps' ends.
           faster_data: what to do where the devices wait for data, for people.
         """
         self._log, self._metrics, self._batch_size = log, metrics, batch_size
         self._epoch_at, self._total_steps = epoch_at, total_steps
         self._log_every_steps, self._goodput = log_every_steps, goodput
+        self._kept = kept
         self._faster_data, self._waiting = faster_data, Waiting()
         self._pending: list[tuple[int, Any]] = []
         self._start_window()
@@ -160,9 +163,14 @@ class Meter:
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         for name in ("loss", "gradient_norm", "parameter_norm"):
             if not math.isfinite(values[name]):
+                kept = self._kept()
                 raise NonFiniteError(
                     f"{name.replace('_', ' ')} is {values[name]} at step {step}, with "
                     f"learning rate {values['learning_rate']:g}: lower "
-                    "--config.optimizer.learning_rate or add warmup_epochs; the last "
-                    "good checkpoint is kept"
+                    "--config.optimizer.learning_rate or add warmup_epochs; "
+                    + (
+                        "no step was saved before"
+                        if kept is None
+                        else f"the last good checkpoint, of step {kept}, is kept"
+                    )
                 )

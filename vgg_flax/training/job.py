@@ -14,7 +14,7 @@ from vgg_flax import config as config_lib
 from vgg_flax import parallel, storage
 from vgg_flax.config import Config
 from vgg_flax.data import batches, splits
-from vgg_flax.data.batches import Batch, Shard
+from vgg_flax.data.batches import Batch, Shard, Skipped
 from vgg_flax.data.splits import Split
 from vgg_flax.errors import ConfigError
 from vgg_flax.net import Net
@@ -50,6 +50,7 @@ class Job:
       fc_shards: how the FC kernels are cut over all devices.
       abstract_state: the state's shapes and dtypes, whole.
       teacher: the net of `config.distillation`, if it has one.
+      skipped: the images that this process has left out.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class Job:
     fc_shards: parallel.FCShards
     abstract_state: TrainState
     teacher: Net | None = None
+    skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
     @classmethod
     def prepare(
@@ -190,12 +192,15 @@ class Job:
             seed=self.config.seed,
             start_example=self.plan.examples_at(start_step),
             shard=self.shard,
+            skipped=self.skipped,
         )
 
     def eval_batches(self, name: str) -> Iterator[Batch]:
         """This process's batches of a whole split, in order."""
         split = self.splits[name]
-        return batches.eval_batches(self.config.data, split, shard=self.shard)
+        return batches.eval_batches(
+            self.config.data, split, shard=self.shard, skipped=self.skipped
+        )
 
     def compile_train_step(self, state: TrainState) -> Any:
         """The mapped training step for a placed state: see `parallel.compile_step`."""

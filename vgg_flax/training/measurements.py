@@ -89,14 +89,18 @@ class Measurements:
         """The record that decides, of a split at a step where it is there."""
         return self._records(split, step)[name_of(split, ema=self.kinds[-1])]
 
+    def score(self, record: dict[str, Any]) -> tuple[str, float]:
+        """A name and a number of what decides, of which the larger is the better."""
+        return self._deciding.score(record[self._deciding.name])
+
     def is_stale(self) -> bool:
         """Whether validations no longer get better, so that the run is to end."""
         patience = self.job.config.early_stopping_patience
         if not patience:
             return False
-        name, deciding = name_of("validation", ema=self.kinds[-1]), self._deciding
+        name = name_of("validation", ema=self.kinds[-1])
         scores = [
-            deciding.score(record[deciding.name])[1]
+            self.score(record)[1]
             for record in self.log.records
             if record["split"] == name
         ]
@@ -104,8 +108,8 @@ class Measurements:
         if stale < patience:
             return False
         self.log.say(
-            f"{stale} validations without a better {deciding.name}: the run ends here "
-            f"(early_stopping_patience={patience})"
+            f"{stale} validations without a better {self._deciding.name}: the "
+            f"run ends (early_stopping_patience={patience})"
         )
         return True
 

@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from vgg_flax import config as config_lib
-from vgg_flax import console, loading
+from vgg_flax import console, loading, spelling
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError, VGGFlaxError
 from vgg_flax.net import Net
@@ -63,7 +63,7 @@ def _data_changes(saved: Checkpoint, job: Job) -> list[str]:
     differing = [
         f"{i} {old!r} -> {new!r}"
         for i, (old, new) in enumerate(itertools.zip_longest(theirs, ours))
-        if old != new
+        if spelling.same(old or "") != spelling.same(new or "")
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

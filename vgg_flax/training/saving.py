@@ -41,6 +41,10 @@ class Saver:
         saved = self._checkpoints.read(step, ("model", "ema") if ema else ("model",))
         return (saved.averaged() if ema else saved).variables
 
+    def newest(self) -> int | None:
+        """The last step that is saved, or is being saved; None: there is none yet."""
+        return self._under_way or max(self.steps(), default=None)
+
     def save(
         self,
         fetch: Callable[[], Any],

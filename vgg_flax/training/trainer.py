@@ -13,7 +13,6 @@ import optax
 from etils import epath
 
 from vgg_flax import config as config_lib
-from vgg_flax import metrics as metrics_lib
 from vgg_flax import parallel, storage
 from vgg_flax.config import Config
 from vgg_flax.data.batches import faster_batches
@@ -245,6 +244,8 @@ class Run:
         self.saver.check_still_there()
         self.events.write("complete", **self.goodput.facts())
         self.log.say(self.goodput.line())
+        if count := len(self.job.skipped):
+            self.log.say(f"images skipped since this start, each told once: {count}")
         record = self._measurements.decisive(split, step)
         self.log.say(log.result_line(record, self.job.objective.metrics, workdir))
         return record
@@ -295,6 +296,7 @@ class Run:
             epoch_at=plan.epoch_at,
             total_steps=plan.total_steps,
             log_every_steps=config.log_every_steps,
+            kept=self.saver.newest,
             goodput=self.goodput,
             faster_data=faster_batches(config.data),
         )
@@ -320,11 +322,9 @@ class Run:
         """Validates, if that is due, and saves; the plateau hears of it."""
         score = None
         if not self.position.validated and "validation" in self.job.splits:
-            deciding = metrics_lib.deciding(self.job.objective.metrics)
-            *_, decides = [
-                self.measure("validation", ema=ema) for ema in self._measurements.kinds
-            ]
-            score = deciding.score(decides[deciding.name])
+            for ema in self._measurements.kinds:
+                score = self._measurements.score(self.measure("validation", ema=ema))
+            assert score is not None  # of the last kind
             plateau = schedules.update_plateau(
                 self.job.config.optimizer, self.state.plateau, score[1]
             )
