@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nets import shapes
 
+from tests.nets import shapes
 from tests.shallow import NETS
 from vgg_flax import config as config_lib
 from vgg_flax import model

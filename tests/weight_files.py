@@ -15,13 +15,13 @@ from typing import Any
 import h5py
 import ml_dtypes
 import numpy as np
-import onnx_files
 import pytest
 import safetensors.numpy
 
 # Installed with tensorboardX and tensorflow-datasets.
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from tests import onnx_files
 from vgg_flax.weights import WeightsError
 from vgg_flax.weights.containers import formats
 

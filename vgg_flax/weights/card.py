@@ -187,7 +187,8 @@ def leaf_shapes(net: VGG) -> dict[str, tuple[int, ...]]:
 
 
 def _model(settings: dict[str, Any]) -> VGG:
-    net = VGG(**{**settings, "fc_widths": tuple(settings["fc_widths"])})
+    fc6, fc7 = settings["fc_widths"]
+    net = VGG(**{**settings, "fc_widths": (fc6, fc7)})
     if not jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating):
         raise ValueError(f"dtype {net.dtype!r}")
     # A damaged setting fails here. As float32: JAX's 64-bit mode may be off.

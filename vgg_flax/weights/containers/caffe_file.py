@@ -39,7 +39,7 @@ def recognises(file: mapped_file.MappedFile) -> bool:
     return False
 
 
-def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
+def read(file: mapped_file.MappedFile) -> mapped_file.Content:
     """All blobs by layer and position, `conv1_1/0`, in the shapes the file gives.
 
     Old files give every blob four sizes: a bias is `[1, 1, 1, out]`.
@@ -55,11 +55,12 @@ def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
             continue
         name, blobs = _read_layer(walk, field)
         for i, blob in enumerate(blobs):
+            file.spend(len(name), "letters in names of blobs")
             full_name = f"{name}/{i}"
             if full_name in tensors:
                 raise file.damaged(f"two layers are called {name!r}")
             tensors[full_name] = _read_blob(walk, blob, full_name)
-    return tensors
+    return mapped_file.Content({"": tensors}, {})
 
 
 def _read_layer(
@@ -77,7 +78,8 @@ def _read_layer(
 
 def _read_blob(walk: protobuf.Walk, blob: np.ndarray, name: str) -> np.ndarray:
     parts: dict[int, list[np.ndarray]] = {_BLOB_DATA: [], _BLOB_DOUBLE_DATA: []}
-    legacy_shape, shape = {}, None
+    legacy_shape: dict[int, int] = {}
+    shape: list[int] | None = None
     position = 0
     while position < len(blob):
         run = _unpacked_run(blob, position)
@@ -91,7 +93,8 @@ def _read_blob(walk: protobuf.Walk, blob: np.ndarray, name: str) -> np.ndarray:
         if field.number in parts and field.wire_type == protobuf.LEN:
             parts[field.number].append(field.payload)
         elif field.number == _BLOB_SHAPE and field.wire_type == protobuf.LEN:
-            shape = [*(shape or []), *_read_dims(walk, field.payload)]
+            shape = [] if shape is None else shape
+            shape += _read_dims(walk, field.payload)
         elif field.number in _BLOB_LEGACY_SHAPE and field.wire_type == protobuf.VARINT:
             legacy_shape[field.number] = field.value
     number = _BLOB_DATA if parts[_BLOB_DATA] else _BLOB_DOUBLE_DATA

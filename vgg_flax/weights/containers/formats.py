@@ -75,46 +75,21 @@ class Container:
 
 
 class Reader(NamedTuple):
-    """A format: whether a file is in it, and its sets of tensors."""
+    """A format: whether a file is in it, and what it holds."""
 
     format: str
     recognises: Callable[[mapped_file.MappedFile], bool]
-    read: Callable[[mapped_file.MappedFile], mapped_file.Entries]
-    metadata: Callable[[mapped_file.MappedFile], dict[str, str]] = lambda _: {}
-    chain: Callable[[mapped_file.MappedFile], onnx_layers.Chain] | None = None
-
-
-def _one_set(
-    read: Callable[[mapped_file.MappedFile], dict[str, np.ndarray]],
-) -> Callable[[mapped_file.MappedFile], mapped_file.Entries]:
-    return lambda file: {"": read(file)}
-
-
-def _chains_tensors(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
-    return onnx_chain.read(file).tensors
+    read: Callable[[mapped_file.MappedFile], mapped_file.Content | onnx_layers.Chain]
 
 
 READERS = (
-    Reader("hdf5", hdf5_file.recognises, _one_set(hdf5_file.read), hdf5_file.metadata),
-    Reader(
-        "torch_zip", torch_file.is_zip, torch_file.read_zip, torch_file.zip_metadata
-    ),
+    Reader("hdf5", hdf5_file.recognises, hdf5_file.read),
+    Reader("torch_zip", torch_file.is_zip, torch_file.read_zip),
     Reader("torch_legacy", torch_file.is_legacy, torch_file.read_legacy),
-    Reader(
-        "safetensors",
-        safetensors_file.recognises,
-        _one_set(safetensors_file.read),
-        safetensors_file.metadata,
-    ),
+    Reader("safetensors", safetensors_file.recognises, safetensors_file.read),
     # These have no magic number, so they are asked last.
-    Reader(
-        "onnx",
-        onnx_file.recognises,
-        _one_set(_chains_tensors),
-        onnx_file.metadata,
-        onnx_chain.read,
-    ),
-    Reader("caffemodel", caffe_file.recognises, _one_set(caffe_file.read)),
+    Reader("onnx", onnx_file.recognises, onnx_chain.read),
+    Reader("caffemodel", caffe_file.recognises, caffe_file.read),
 )
 
 _DOWNLOAD_AGAIN = "download the file itself again"
@@ -137,22 +112,29 @@ def read(path: str | os.PathLike[str]) -> Container:
       WeightsError: no such file, none of the formats, damaged, unsafe, or not what the
         hash in its name promises; naming the file and a remedy.
     """
-    file = mapped_file.MappedFile(path)
+    return read_file(mapped_file.MappedFile(path))
+
+
+def read_file(file: mapped_file.MappedFile) -> Container:
+    """As `read`, of a file that is mapped already."""
     reader = next((r for r in READERS if r.recognises(file)), None)
     if reader is None:
         raise _not_recognised(file)
     sha256 = checksum.of_file(file.path)
     checksum.check_name_hash(file.path, sha256)
-    entries = reader.read(file)
+    found, chain = reader.read(file), None
+    if isinstance(found, onnx_layers.Chain):
+        found, chain = mapped_file.Content({"": found.tensors}, found.metadata), found
+    entries = found.entries
     if not any(entries.values()):
         raise WeightsError(
             f"{file.path} ({reader.format}) holds no tensors; expected named weights"
         )
     every = [t for tensors in entries.values() for t in tensors.values()]
     file.check_unfolded(sum(tensor.nbytes for tensor in every))
-    metadata = reader.metadata(file)
-    chain = None if reader.chain is None else reader.chain(file)
-    return Container(str(file.path), entries, reader.format, sha256, metadata, chain)
+    return Container(
+        str(file.path), entries, reader.format, sha256, found.metadata, chain
+    )
 
 
 def _not_recognised(file: mapped_file.MappedFile) -> WeightsError:

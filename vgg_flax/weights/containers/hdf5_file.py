@@ -24,7 +24,7 @@ from vgg_flax.weights.containers import mapped_file
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _LISTING = pathlib.Path(__file__).with_name("hdf5_listing.py")
-_SECONDS = 60.0  # for a listing, which takes some milliseconds
+_SECONDS = 60.0  # for a listing, which takes some milliseconds, on a slow disk
 
 
 def recognises(file: mapped_file.MappedFile) -> bool:
@@ -32,29 +32,29 @@ def recognises(file: mapped_file.MappedFile) -> bool:
     return file.head(len(_MAGIC)) == _MAGIC
 
 
-def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
-    """Data sets by their full path, `block1_conv1/block1_conv1_W_1:0`.
+def read(file: mapped_file.MappedFile) -> mapped_file.Content:
+    """Data sets by their full path, `block1_conv1/block1_conv1_W_1:0`, and texts.
 
     Those that lie in one piece, as Keras writes them, are views of the file; chunked
-    or compressed ones are read. Strings are left out, and links are not followed.
+    or compressed ones are read. Strings are left out, and links are not followed. The
+    texts are the root's attributes.
 
     Raises:
       WeightsError: damaged, a data set that lies outside the file or is compressed by
         a plug-in, or a bomb.
     """
     tensors: dict[str, np.ndarray] = {}
-    total = 0
-    for listed in _ask(file)["datasets"]:
+    total = pieces = 0
+    answer = _ask(file)
+    for count, listed in enumerate(answer["datasets"], start=1):
+        pieces += len(listed.get("pieces", ()))
+        file.check_parts(count, "data sets")
+        file.check_parts(pieces, "chunks")
         dataset = _Dataset(file, listed)
-        total += dataset.nbytes
+        total += dataset.work
         file.check_unfolded(total)
         tensors[listed["name"]] = dataset.read()
-    return tensors
-
-
-def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
-    """The root's attributes that are text; raises WeightsError as `read`."""
-    return _ask(file)["texts"]
+    return mapped_file.Content({"": tensors}, answer["texts"])
 
 
 def _ask(file: mapped_file.MappedFile) -> dict[str, Any]:
@@ -129,7 +129,11 @@ atexit.register(LISTER.close)
 
 
 class _Dataset:
-    """One data set of a listing."""
+    """One data set of a listing.
+
+    Attributes:
+      work: how many bytes reading it makes, those of its chunks if that is more.
+    """
 
     def __init__(self, file: mapped_file.MappedFile, listed: dict[str, Any]):
         self._file = file
@@ -139,14 +143,17 @@ class _Dataset:
         mapped_file.check_shape(file, self._shape, self._what)
         is_bfloat16 = listed["dtype"] == "bfloat16"
         self._dtype = np.dtype(ml_dtypes.bfloat16 if is_bfloat16 else listed["dtype"])
-        self.nbytes = math.prod(self._shape) * self._dtype.itemsize
+        self._nbytes = math.prod(self._shape) * self._dtype.itemsize
+        chunks = listed.get("chunks", ())  # may be larger than the whole
+        self._chunk_size = math.prod(chunks) * self._dtype.itemsize
+        self.work = max(self._nbytes, self._chunk_size * len(listed.get("pieces", ())))
 
     def read(self) -> np.ndarray:
         """Its numbers; a view of the file if they lie there in one piece."""
         if "chunks" in self._listed:
             return self._read_chunks()
         if "offset" in self._listed:
-            content = self._file.slice(self._listed["offset"], self.nbytes, self._what)
+            content = self._file.slice(self._listed["offset"], self._nbytes, self._what)
         else:
             content = np.frombuffer(bytes.fromhex(self._listed["content"]), np.uint8)
         return mapped_file.view(
@@ -155,9 +162,7 @@ class _Dataset:
 
     def _read_chunks(self) -> np.ndarray:
         filters, pieces = self._listed["filters"], self._listed["pieces"]
-        chunk_shape = self._listed["chunks"]
-        size = math.prod(chunk_shape) * self._dtype.itemsize
-        self._file.check_unfolded(size * len(pieces))
+        chunk_shape, size = self._listed["chunks"], self._chunk_size
         fill = np.frombuffer(bytes.fromhex(self._listed["fill"]), self._dtype)
         array = np.full(self._shape, fill[0], self._dtype)
         for start, offset, stored_size, mask in pieces:

@@ -10,7 +10,7 @@ import mmap
 import os
 import pathlib
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,13 +27,27 @@ _UNFOLD_FLOOR = 64 << 20
 # file can ask for little work, whatever it holds.
 _PART_BYTES = 128
 _PARTS_FLOOR, _PARTS_LIMIT = 2000, 200_000
+# An element that is copied, a letter of a name that is made: a step, of some tenths of
+# a microsecond at most. A file that names what is long again and again asks for more of
+# them than it has bytes.
+_STEPS_A_PART = 100
+_STEPS_LIMIT = 2 * _STEPS_A_PART  # for each of the parts that a file may have
 
 # Sets of arrays, by the names that the file gives the sets ("" to an only one).
 Entries = dict[str, dict[str, np.ndarray]]
 
 
+class Content(NamedTuple):
+    """What a reader finds in a file: as of `formats.Container`."""
+
+    entries: Entries
+    metadata: dict[str, str]
+
+
 class MappedFile:
-    """A file's content.
+    """A file's content, and what it may cost to read: bytes, parts and steps.
+
+    The budget is in proportion to its size, and spent as the file is read.
 
     Attributes:
       path: where it is.
@@ -70,6 +84,8 @@ class MappedFile:
             ) from error
         self.content = np.frombuffer(mapped, np.uint8)
         self._beside: dict[pathlib.Path, MappedFile] = {}
+        self._parts: dict[str, int] = {}  # counted so far, by what they are
+        self._spent = 0  # steps besides those
 
     def beside(self, location: str) -> "MappedFile":
         """A file that this one names, in its own folder or below, mapped once.
@@ -78,6 +94,7 @@ class MappedFile:
           WeightsError: it lies elsewhere, is not there, or cannot be read.
         """
         target = self.path
+        self.spend(_STEPS_A_PART * (1 + location.count("/")), "folders in names")
         try:
             folder = self.path.parent.resolve()
             target = (folder / location).resolve()
@@ -140,13 +157,37 @@ class MappedFile:
         """How many bytes of compressed structure, not of numbers, it may unfold to."""
         return self.parts_limit * _PART_BYTES
 
+    @property
+    def steps_limit(self) -> int:
+        """How many steps reading it may take."""
+        return _STEPS_LIMIT * self.parts_limit
+
+    @property
+    def steps(self) -> int:
+        """How many steps reading it took so far."""
+        return self._spent + _STEPS_A_PART * sum(self._parts.values())
+
     def check_parts(self, count: int, what: str) -> None:
         """Raises WeightsError if `count` of `what` are too many for this file."""
         if count > self.parts_limit:
-            raise WeightsError(
-                f"{self.path}: {self.size} bytes have more than {self.parts_limit} "
-                f"{what}: refused, as no weights are like that"
-            )
+            raise self._too_much(self.parts_limit, what)
+        self._parts[what] = max(count, self._parts.get(what, 0))
+        self.spend(0, f"steps, with these {what}")
+
+    def spend(self, steps: int, what: str) -> None:
+        """Counts steps; raises WeightsError if they become too many for this file.
+
+        Before they are made: what they would make may not fit in memory.
+        """
+        self._spent += steps
+        if self.steps > self.steps_limit:
+            raise self._too_much(self.steps_limit, what)
+
+    def _too_much(self, limit: int, what: str) -> WeightsError:
+        return WeightsError(
+            f"{self.path}: {self.size} bytes have more than {limit} {what}: refused, "
+            "as no weights are like that"
+        )
 
     def damaged(self, what: str) -> WeightsError:
         """The error for a file whose structure does not hold."""

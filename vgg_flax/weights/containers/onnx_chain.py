@@ -97,6 +97,7 @@ class _Walk:
             pooling=next(iter(self.poolings)),
             lrn=self.has_lrn,
             notes=tuple(self.notes),
+            metadata=self.graph.metadata,
         )
 
     def _step(self, node: Node, value: str) -> str:

@@ -43,14 +43,14 @@ def given(node: Node, place: int, constants: Constants) -> np.ndarray:
 def reversed_axis(node: Node, constants: Constants) -> int | None:
     """The axis whose order Gather or Slice turns, of three; None: it does more."""
     if node.op == "Gather":
-        turns = given(node, 1, constants).tolist() in ([2, 1, 0], [-1, -2, -3])
+        turns = _few(given(node, 1, constants)) in ([2, 1, 0], [-1, -2, -3])
         axis = node.attributes.get("axis", 0)
     else:
-        start, end, (axis, *more), step = (
-            given(node, place, constants).ravel().tolist() for place in range(1, 5)
-        )
-        is_whole = start in ([-1], [2]) and end[0] < -3 and not more
-        turns = step == [-1] and is_whole
+        places = [given(node, place, constants) for place in range(1, 5)]
+        if any(array.size != 1 for array in places):
+            return None
+        start, end, axis, step = (array.item() for array in places)
+        turns = step == -1 and start in (-1, 2) and end < -3
     return axis if turns else None
 
 
@@ -58,8 +58,7 @@ def axes(node: Node, constants: Constants, rank: int) -> list[int] | None:
     """The axes that a node names, as an attribute or, later, as its second input."""
     found = node.attributes.get("axes")
     if found is None and len(node.inputs) > 1:
-        given = constants.get(node.inputs[1])
-        found = None if given is None or given.ndim > 1 else given.ravel().tolist()
+        found = _few(constants.get(node.inputs[1]))
     if not isinstance(found, list) or not all(isinstance(a, int) for a in found):
         return None
     return sorted(axis % rank for axis in found) if rank else None
@@ -79,6 +78,12 @@ def check_neutral(node: Node, constants: Constants) -> None:
     has_mode = node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2]
     if has_mode and given(node, 2, constants).any():
         raise ValueError("is for training")
+
+
+def _few(array: np.ndarray | None) -> list[Any] | None:
+    """The numbers of one that says axes or sizes, which are few; or None."""
+    is_list = array is not None and array.ndim <= 1 and array.size <= 64
+    return array.ravel().tolist() if is_list else None
 
 
 def _evaluate(node: Node, inputs: list[np.ndarray | None]) -> np.ndarray | None:
@@ -115,7 +120,7 @@ def _reshaped(node: Node, inputs: list[np.ndarray | None]) -> np.ndarray | None:
     assert array is not None
     if node.op == "Reshape":
         shape = inputs[1] if len(inputs) > 1 else None
-        sizes = None if shape is None else shape.ravel().tolist()
+        sizes = _few(shape)
     elif node.op == "Squeeze":
         named = dict(zip(node.inputs, inputs, strict=False))
         chosen = axes(node, named, array.ndim)

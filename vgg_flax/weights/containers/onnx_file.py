@@ -71,13 +71,14 @@ class Value(NamedTuple):
 
 @dataclasses.dataclass
 class Graph:
-    """What a file computes: `nodes` in their order, and `constants` by name."""
+    """What a file computes: `nodes` in their order, `constants` and texts by name."""
 
     file: mapped_file.MappedFile
     nodes: list[Node] = dataclasses.field(default_factory=list)
     inputs: list[Value] = dataclasses.field(default_factory=list)
     outputs: list[Value] = dataclasses.field(default_factory=list)
     constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def recognises(file: mapped_file.MappedFile) -> bool:
@@ -107,16 +108,11 @@ def read(file: mapped_file.MappedFile) -> Graph:
         seen.add(field.number)
         if field.number == _MODEL_GRAPH and field.wire_type == protobuf.LEN:
             _read_graph(walk, field.payload, graph)
+        elif field.number == _MODEL_METADATA and field.wire_type == protobuf.LEN:
+            graph.metadata |= [_read_pair(walk, field.payload)]
     if not {_MODEL_GRAPH, _MODEL_OPSETS} <= seen:
         raise file.damaged("it has no graph, or does not say of which version")
     return graph
-
-
-def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
-    """`metadata_props`, of a file that `read` has read."""
-    walk = protobuf.Walk(file, "an ONNX file")
-    entries = (f for f in walk.fields(file.content) if f.number == _MODEL_METADATA)
-    return dict(_read_pair(walk, entry.payload) for entry in entries)
 
 
 def _read_graph(walk: protobuf.Walk, message: np.ndarray, graph: Graph) -> None:
@@ -194,7 +190,8 @@ def _read_tensor(walk: protobuf.Walk, message: np.ndarray) -> tuple[str, np.ndar
         elif field.number == _RAW or field.number in _NUMBERS:
             chunks.append(field.payload)
         elif field.number in _VARINTS:
-            integers = [*(integers or []), *walk.integers(field)]
+            integers = [] if integers is None else integers
+            integers += walk.integers(field)
         elif field.number == _ELSEWHERE:
             elsewhere |= [_read_pair(walk, field.payload)]
         elif field.number == _SEGMENT:

@@ -28,6 +28,7 @@ class Chain:
       pooling: "max" or "average".
       lrn: whether the first ReLU is followed by the normalisation of A-LRN.
       notes: what was passed over, a line each.
+      metadata: the file's `metadata_props`.
     """
 
     tensors: dict[str, np.ndarray]
@@ -37,6 +38,7 @@ class Chain:
     pooling: str = "max"
     lrn: bool = False
     notes: tuple[str, ...] = ()
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -81,8 +83,8 @@ def named(stages: list[list[Layer]], fcs: list[Layer]) -> dict[str, Layer]:
     has_bias = any("B" in layer.arrays or len(layer.arrays) == 1 for layer in every)
     first = 8 if len(fcs) == 1 else 6
     head = {f"fc{number}": layer for number, layer in enumerate(fcs, start=first)}
-    for layer in (*every, *fcs):
-        if "B" not in layer.arrays and (has_bias or layer in fcs):
+    for layer in (*(every if has_bias else ()), *fcs):
+        if "B" not in layer.arrays:
             layer.add("B", "", np.zeros(layer.width, np.float32))
     if len(fcs) == 1 and fcs[0].arrays["W"].shape[2:] == (1, 1):
         fcs[0].arrays["W"] = fcs[0].arrays["W"][:, :, 0, 0]
@@ -105,7 +107,8 @@ def variance(norm: Node, array: np.ndarray) -> np.ndarray:
     epsilon = float(norm.attributes.get("epsilon", BATCH_NORM_EPSILON))
     if np.float32(epsilon) == np.float32(BATCH_NORM_EPSILON):
         return array
-    return (array.astype(np.float64) + (epsilon - BATCH_NORM_EPSILON)).astype("f4")
+    with np.errstate(over="ignore"):  # what is infinite is refused with its tensor
+        return (array.astype(np.float64) + (epsilon - BATCH_NORM_EPSILON)).astype("f4")
 
 
 def expect(node: Node, **attributes: Any) -> None:

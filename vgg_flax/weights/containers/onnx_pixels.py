@@ -50,13 +50,17 @@ class Steps:
         by = by.transpose([order.index(axis) for axis in "0123"])
         if self._flipped:
             by = np.flip(by, int(self._flipped))
-        if op in ("Mul", "Div"):
-            if not by.all():
-                raise ValueError("scales pixels by zero")
-            by = by if op == "Mul" else 1 / by
-            self._scale, self._offset = self._scale * by, self._offset * by
-        else:
-            self._offset = self._offset + (by if op == "Add" else -by)
+        if op in ("Mul", "Div") and not by.all():
+            raise ValueError("scales pixels by zero")
+        with np.errstate(all="ignore"):
+            if op in ("Mul", "Div"):
+                by = by if op == "Mul" else 1 / by
+                self._scale, self._offset = self._scale * by, self._offset * by
+            else:
+                self._offset = self._offset + (by if op == "Add" else -by)
+        mean = self._offset / self._scale if self._scale.all() else np.inf
+        if not (np.isfinite(self._scale).all() and np.isfinite(mean).all()):
+            raise ValueError("leaves nothing of the pixels")
 
     def flip(self, axis: str) -> None:
         """Adds a step that turns the order along an axis; raises ValueError for two."""

@@ -39,8 +39,8 @@ def recognises(file: mapped_file.MappedFile) -> bool:
     return head[4:] == b"\0\0\0\0{"
 
 
-def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
-    """All tensors, as views of the file.
+def read(file: mapped_file.MappedFile) -> mapped_file.Content:
+    """All tensors, as views of the file, and the header's `__metadata__`.
 
     Raises:
       WeightsError: the header is damaged, a tensor is not all there, tensors overlap
@@ -61,6 +61,7 @@ def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
             file.check_parts(len(names), "tensors")
             parts = [opened.get_slice(name) for name in names]
             described = [(part.get_dtype(), part.get_shape()) for part in parts]
+            metadata = dict(opened.metadata() or {})
     except (safetensors.SafetensorError, OSError) as error:
         raise file.damaged(str(error)) from error
     _check_names(file, header)
@@ -68,15 +69,7 @@ def read(file: mapped_file.MappedFile) -> dict[str, np.ndarray]:
     for name, (dtype_name, shape) in zip(names, described, strict=True):
         tensors[name] = _view(file, offset, name, dtype_name, shape)
         offset += tensors[name].nbytes
-    return tensors
-
-
-def metadata(file: mapped_file.MappedFile) -> dict[str, str]:
-    """The header's `__metadata__`, of a file that `read` has read."""
-    import safetensors
-
-    with safetensors.safe_open(str(file.path), framework="np") as opened:
-        return dict(opened.metadata() or {})
+    return mapped_file.Content({"": tensors}, metadata)
 
 
 def _view(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vgg_flax.weights import WeightsError
-from vgg_flax.weights.containers import mapped_file, torch_pickle
+from vgg_flax.weights.containers import mapped_file
 from vgg_flax.weights.containers.torch_pickle import Placeholder, Tensor
 
 # A training checkpoint's sets of tensors lie at its top or one deeper; an optimizer's
@@ -47,12 +47,12 @@ def entries(file: mapped_file.MappedFile, root: Any) -> dict[str, dict[str, Tens
                 if isinstance(name, str) and isinstance(inner, Tensor)
             }
             if depth < _DEPTH:
-                waiting += [
-                    (f"{place}.{name}" if place else name, inner, depth + 1)
-                    for name, inner in value.items()
-                    if isinstance(name, str) and len(name) <= _NAME_LIMIT
-                    if isinstance(inner, (dict, Placeholder))
-                ]
+                for name, inner in value.items():
+                    is_set = isinstance(inner, (dict, Placeholder))
+                    if is_set and isinstance(name, str) and len(name) <= _NAME_LIMIT:
+                        file.spend(len(place) + len(name), "letters in names of sets")
+                        inner_place = f"{place}.{name}" if place else name
+                        waiting.append((inner_place, inner, depth + 1))
     by_place = {place: tensors for place, tensors in by_place.items() if tensors}
     with_kernels = {
         place: tensors
@@ -81,18 +81,15 @@ def _module_tensors(
     tensors: dict[str, Tensor] = {}
     waiting = [("", state)]
     for prefix, parts in waiting:
-        if (
-            len(waiting) + len(tensors) > torch_pickle.PAIRS_LIMIT
-            or len(prefix) > _NAME_LIMIT
-        ):
-            raise file.damaged("its modules hold each other without end")
-        for part in ("_parameters", "_buffers"):
-            for name, tensor in parts[part].items():
-                if isinstance(name, str) and isinstance(tensor, Tensor):
-                    tensors[prefix + name] = tensor
-        waiting += [
-            (f"{prefix}{name}.", inner.state)
-            for name, inner in parts["_modules"].items()
-            if isinstance(name, str) and _is_module(inner)
-        ]
+        # Modules that hold each other end here, and some that hold the same.
+        file.spend(10, "modules")
+        for part in ("_parameters", "_buffers", "_modules"):
+            for name, inner in parts[part].items():
+                if not isinstance(name, str):
+                    continue
+                file.spend(len(prefix) + len(name), "letters in names of modules")
+                if part == "_modules" and _is_module(inner):
+                    waiting.append((f"{prefix}{name}.", inner.state))
+                elif part != "_modules" and isinstance(inner, Tensor):
+                    tensors[prefix + name] = inner
     return tensors

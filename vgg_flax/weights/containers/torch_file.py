@@ -50,11 +50,11 @@ def is_legacy(file: mapped_file.MappedFile) -> bool:
     return head[:1] == b"\x80" and _LEGACY_MAGIC in head
 
 
-def read_zip(file: mapped_file.MappedFile) -> mapped_file.Entries:
+def read_zip(file: mapped_file.MappedFile) -> mapped_file.Content:
     """The state dicts of a file of torch 1.6 or later; what is stored are views.
 
     By where they lie in the pickle, as of `torch_entries`; what is no tensor is
-    left out.
+    left out. The texts are those beside the tensors, in `extra/`, by name.
 
     Raises:
       WeightsError: damaged (each entry's crc32 is checked), not torch's, big-endian,
@@ -66,16 +66,11 @@ def read_zip(file: mapped_file.MappedFile) -> mapped_file.Entries:
         unpickler = torch_pickle.Unpickler(file, io.BytesIO(archive.pickle()))
         entries = torch_entries.entries(file, unpickler.load_one())
         contents = {key: archive.storage(key) for key in unpickler.storages}
-    return _make_arrays(file, entries, contents)
+        texts = archive.texts()
+    return mapped_file.Content(_make_arrays(file, entries, contents), texts)
 
 
-def zip_metadata(file: mapped_file.MappedFile) -> dict[str, str]:
-    """The texts beside the tensors, in `extra/`, by name; raises as `read_zip`."""
-    with contextlib.closing(_Archive(file)) as archive:
-        return archive.texts()
-
-
-def read_legacy(file: mapped_file.MappedFile) -> mapped_file.Entries:
+def read_legacy(file: mapped_file.MappedFile) -> mapped_file.Content:
     """The state dicts, as for `read_zip`, of a file of torch before 1.6, as views.
 
     Five pickles (magic number, version, system, the object, the storages' keys), then
@@ -93,7 +88,7 @@ def read_legacy(file: mapped_file.MappedFile) -> mapped_file.Entries:
         raise _big_endian(file)
     entries = torch_entries.entries(file, unpickler.load_one())
     contents = _legacy_storages(file, unpickler, unpickler.load_one())
-    return _make_arrays(file, entries, contents)
+    return mapped_file.Content(_make_arrays(file, entries, contents), {})
 
 
 def _legacy_storages(
@@ -104,6 +99,8 @@ def _legacy_storages(
     for key in keys if isinstance(keys, list) else [keys]:
         if not isinstance(key, str) or key not in unpickler.storages:
             raise file.damaged(f"nothing uses the storage {errors.shown(key)}")
+        if key in contents:
+            raise file.damaged(f"the storage {errors.shown(key)} is there twice")
         storage = unpickler.storages[key]
         what = f"storage {key}"
         count = int.from_bytes(file.slice(position, 8, what).tobytes(), "little")

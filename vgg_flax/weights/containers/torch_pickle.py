@@ -31,7 +31,6 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-PAIRS_LIMIT = 100_000
 _OPCODES = set(
     "PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE GET BINGET LONG_BINGET "  # noqa: SIM905
     "PUT BINPUT LONG_BINPUT NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 "
@@ -54,6 +53,7 @@ _PICKLE_ERRORS = (
     OverflowError,
     AssertionError,
     MemoryError,
+    RecursionError,
 )
 
 
@@ -88,7 +88,7 @@ class Placeholder:
         self.name = name
         self.state = state
 
-    def __call__(self, *_: Any) -> "Placeholder":
+    def __call__(self) -> "Placeholder":
         return Placeholder(self.name)
 
 
@@ -128,7 +128,6 @@ class Unpickler(pickle._Unpickler):
         super().__init__(stream, encoding="utf-8")
         self._mapped = file
         self._source = stream
-        self._pairs = 0
         self._functions: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": self._ordered_dict,
             "collections.Counter": _dict_of,
@@ -145,18 +144,22 @@ class Unpickler(pickle._Unpickler):
     def load_one(self) -> Any:
         """The next pickle's value; raises WeightsError."""
         self.memo.clear()  # each pickle numbers its memo from zero
+        start = self._source.tell()
         try:
-            return self.load()
+            value = self.load()
         except _PICKLE_ERRORS as error:
             raise self._mapped.damaged(
                 f"its pickle cannot be read: {type(error).__name__}: {error}"
             ) from error
+        self._mapped.spend(self._source.tell() - start, "bytes of pickles")
+        return value
 
     def position(self) -> int:
         """The byte after the pickles that were loaded."""
         return self._source.tell()
 
     def find_class(self, module: str, name: str) -> Any:
+        self._spend(len(module) + len(name))
         if f"{module}.{name}" in self._functions:
             return self._functions[f"{module}.{name}"]
         if module in ("torch", "torch.cuda") and name in STORAGES:
@@ -164,6 +167,7 @@ class Unpickler(pickle._Unpickler):
         return Placeholder(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
+        self._spend(len(pid))
         if pid[0] == "module":  # a class with its source, before torch 1.6
             return pid[1]
         kind, dtype, key, _, total, *rest = pid
@@ -183,16 +187,29 @@ class Unpickler(pickle._Unpickler):
     def _ordered_dict(self, pairs: Iterable[Any] = ()) -> Any:
         made = collections.OrderedDict()
         for key, value in pairs:  # Python 2 gave them here, not one by one
-            self._pairs += 1
-            if self._pairs > PAIRS_LIMIT:
-                raise ValueError(f"more than {PAIRS_LIMIT} entries")
-            made[_checked_key(key)] = value
+            made[self._checked_key(key)] = value
         return made
 
     def _rebuild_from_type(self, function: Any, _: Any, args: Any, __: Any) -> Any:
-        if function not in self._functions.values():
+        if function not in (Tensor, _rebuild_tensor_v2, _first):
             return Placeholder("torch.Tensor")
-        return function(*args)  # a tensor of a class of one's own, or with attributes
+        return self._call(function, args)  # of a class of one's own, or with attributes
+
+    def _call(self, function: Any, args: Any) -> Any:
+        if isinstance(function, Placeholder):
+            return function()  # whatever the arguments, which may be very many
+        if not isinstance(args, tuple):
+            raise TypeError(f"arguments that are a {type(args).__name__}")
+        self._spend(len(args))
+        return function(*args)
+
+    def _spend(self, steps: int) -> None:
+        """Of an instruction that handles what may be long, once more."""
+        self._mapped.spend(10 + steps, "values in its pickle, repetitions counted")
+
+    def _load_reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self.append(self._call(function, args))
 
     def _load_build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
@@ -201,13 +218,9 @@ class Unpickler(pickle._Unpickler):
         elif not isinstance(made, dict):  # the module versions of a state dict
             raise ValueError(f"{type(state).__name__} given to what takes none")
 
-    def _load_new(self) -> None:
-        args, made = self.stack.pop(), self.stack.pop()
-        self.append(made(*args))
-
     def _load_new_with_names(self) -> None:
         self.stack.pop()
-        self._load_new()
+        self._load_reduce()
 
     def _load_set(self) -> None:
         self.append(Placeholder("set"))  # whose values would have to be hashed
@@ -238,11 +251,23 @@ class Unpickler(pickle._Unpickler):
     def _update(self, keys: list[Any], values: list[Any]) -> None:
         if not isinstance(self.stack[-1], Placeholder):
             for key, value in zip(keys, values, strict=True):
-                self.stack[-1][_checked_key(key)] = value
+                self.stack[-1][self._checked_key(key)] = value
+
+    def _checked_key(self, key: Any) -> Any:
+        """Hashing a tuple of tuples, a million deep, would end the process."""
+        parts = key if isinstance(key, tuple) else (key,)
+        self._spend(len(parts))
+        for part in parts:
+            if type(part) is int:
+                self._spend(part.bit_length() // 64)
+            elif not isinstance(part, (str, float, bytes, type(None), Placeholder)):
+                raise ValueError(f"a dict's key is a {type(key).__name__}")
+        return key
 
     dispatch |= {
         pickle.BUILD[0]: _load_build,
-        pickle.NEWOBJ[0]: _load_new,
+        pickle.REDUCE[0]: _load_reduce,
+        pickle.NEWOBJ[0]: _load_reduce,
         pickle.NEWOBJ_EX[0]: _load_new_with_names,
         pickle.EMPTY_SET[0]: _load_set,
         pickle.FROZENSET[0]: _load_frozen_set,
@@ -252,15 +277,6 @@ class Unpickler(pickle._Unpickler):
         pickle.SETITEM[0]: _load_setitem,
         pickle.SETITEMS[0]: _load_setitems,
     }
-
-
-def _checked_key(key: Any) -> Any:
-    """Hashing a tuple of tuples, a million deep, would end the process."""
-    plain = str, int, float, bytes, type(None), Placeholder
-    parts = key if isinstance(key, tuple) else (key,)
-    if not all(isinstance(part, plain) for part in parts):
-        raise ValueError(f"a dict's key is a {type(key).__name__}")
-    return key
 
 
 def _first(value: Any, *_: Any) -> Any:
