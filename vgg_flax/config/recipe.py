@@ -41,17 +41,27 @@ def check_names(arguments: Sequence[str]) -> None:
     Raises:
       ConfigError: naming the nearest field, or the file.
     """
-    known = [field.name for field in fields()]
     for argument in arguments:
-        match = re.match(r"--?config\.([\w.]+)", argument)
-        if match and match[1] not in known:
-            raise ConfigError(
-                f"--config.{match[1]}: no such setting; did you mean "
-                f"--config.{_nearest(match[1], known)}?"
-            )
+        if match := re.match(r"--?config\.([\w.]+)", argument):
+            check_name("--config.", match[1])
         match = re.match(r"--?config=(.*)", argument)
         if match and not epath.Path(match[1]).is_file():
             raise ConfigError(f"--config={match[1]}: there is no such file")
+
+
+def check_name(prefix: str, name: str) -> None:
+    """Raises ConfigError, naming the nearest one, where there is no field `name`.
+
+    Args:
+      prefix: what stands before it on the command line: "--config.".
+      name: dotted.
+    """
+    known = [field.name for field in fields()]
+    if name not in known:
+        raise ConfigError(
+            f"{prefix}{name}: no such setting; did you mean "
+            f"{prefix}{_nearest(name, known)}?"
+        )
 
 
 def of_flags(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str, Config]:
