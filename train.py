@@ -1,6 +1,7 @@
 """Trains a VGG: `python train.py --config=configs/default.py --workdir=DIR`.
 
-Any field of the config can be overridden: `--config.optimizer.learning_rate=0.02`.
+Any field of the config can be overridden: `--config.optimizer.learning_rate=0.02`. A
+sweep trains with each of several values: `--sweep seed='[0, 1, 2]'`.
 Running the same command again resumes. Exit codes: 0 done; 1 an error that the last
 line explains; 129, 130 and 143 stopped by SIGHUP (the terminal closed), Ctrl-C and
 SIGTERM, after saving what was done since the last save (a second Ctrl-C does not wait).
@@ -8,11 +9,12 @@ SIGTERM, after saving what was done since the last save (a second Ctrl-C does no
 
 import pathlib
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
 from vgg_flax import config, console, errors, spelling
-from vgg_flax.config import recipe, reference
+from vgg_flax.config import recipe, reference, sweep
 
 # Shown by --help, which takes % for the program's name.
 __doc__ = f"{__doc__}\n{reference.help_text()}".replace("%", "%%")
@@ -24,17 +26,29 @@ def main(_: list[str]) -> None:
     """Runs the config of the flags in the workdir of the flags."""
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell each step they take
     path, settings = recipe.of_flags()
-    settings = config.check(settings)
+    if not flags.FLAGS.sweep:
+        settings = config.check(settings)
+    points = sweep.points(flags.FLAGS.sweep, settings)
+    sweep.check_index(flags.FLAGS.sweep_index, len(points))
     # Not before: a mistake in the flags is told at once, these take seconds.
     from vgg_flax.parallel import compilation_cache, distributed
-    from vgg_flax.training import objectives, optimizers, trainer
+    from vgg_flax.training import objectives, optimizers, sweeping, trainer
 
-    workdir = flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}"
+    name = pathlib.Path(path).stem + "_sweep" * bool(points)
+    workdir = flags.FLAGS.workdir or f"runs/{name}"
     distributed.initialize(flags.FLAGS.distributed)
     compilation_cache.set_up(flags.FLAGS.compilation_cache)
     objective = objectives.of_recipe(path)
-    optimizer = optimizers.of_recipe(path, settings)
-    trainer.train_and_evaluate(settings, workdir, objective, optimizer)
+
+    def optimizer_of(settings: config.Config) -> Any:
+        return optimizers.of_recipe(path, settings)
+
+    if points:
+        index = flags.FLAGS.sweep_index
+        sweeping.run(points, workdir, objective, optimizer_of, index)
+    else:
+        optimizer = optimizer_of(settings)
+        trainer.train_and_evaluate(settings, workdir, objective, optimizer)
 
 
 def define_flags(
@@ -55,7 +69,20 @@ def define_flags(
     flags.DEFINE_string(
         "workdir",
         None,
-        "where the run lives; default: runs/NAME_OF_THE_CONFIG",
+        "where the run lives; default: runs/NAME_OF_THE_CONFIG, of a sweep with _sweep",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_multi_string(
+        "sweep",
+        [],
+        "NAME=VALUES, again for each of several fields: trains with each of VALUES, a "
+        "Python list, each in a folder of the workdir (docs/training.md)",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "sweep_index",
+        None,
+        "trains this one of the sweep's runs, from 0: for a job array",
         flag_values=flag_values,
     )
     flags.DEFINE_string(

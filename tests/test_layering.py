@@ -34,7 +34,12 @@ OWNERS = {  # top-level package -> the only files that import it
         "data/prepared",
         "data/splits",
     },
-    "matplotlib": {"runs/curves", "inference/heatmap", "evaluation/confusion"},
+    "matplotlib": {
+        "runs/curves",
+        "runs/sweep_plot",
+        "inference/heatmap",
+        "evaluation/confusion",
+    },
     "tensorboardX": {"runs/tensorboard"},
     "tqdm": {"console", "runs/log", "weights/download"},
     "h5py": {
@@ -90,7 +95,8 @@ LOCAL = {
 HELP = """
 import contextlib, io
 from vgg_flax import cli
-commands = "prepare evaluate predict features probe describe convert export compile"
+commands = "prepare evaluate predict features probe describe convert soup export"
+commands += " compile"
 for command in "", *commands.split():
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         cli.parse([*command.split(), "--help"])

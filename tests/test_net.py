@@ -162,7 +162,7 @@ def test_a_net_is_its_card_and_variables() -> None:
     leaves = jax.tree.leaves(net.variables)
     assert all(a is b for a, b in zip(jax.tree.leaves(net), leaves, strict=True))
     doubled = jax.jit(lambda net: jax.tree.map(lambda x: 2 * x, net))(net)
-    unsigned = {"source": "", "sha256": ""}  # of no file any more
+    unsigned = {"source": "", "sha256": "", "ingredients": ()}  # of no file any more
     assert doubled.card == dataclasses.replace(net.card, **unsigned)
 
     other = net.replace(model=net.model.clone(variant="vgg19"), class_names=("a",))

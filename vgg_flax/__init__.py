@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vgg_flax import perceptual
     from vgg_flax.inference.conversion import save
+    from vgg_flax.inference.soup import soup
     from vgg_flax.loading import load
     from vgg_flax.model import VARIANTS, VGG
 
 __version__ = importlib.metadata.version("vgg-flax")
-__all__ = ["VARIANTS", "VGG", "__version__", "load", "perceptual", "save"]
+__all__ = ["VARIANTS", "VGG", "__version__", "load", "perceptual", "save", "soup"]
 
 # Flax and Orbax take seconds to import, and a mistake in a flag is told without them.
 _MODULES = {
@@ -19,6 +20,7 @@ _MODULES = {
     "VGG": "model",
     "load": "loading",
     "save": "inference.conversion",
+    "soup": "inference.soup",
 }
 
 

@@ -17,6 +17,7 @@ from vgg_flax.commands import (
     predict,
     prepare,
     probe,
+    soup,
 )
 
 _COMMANDS = (
@@ -27,6 +28,7 @@ _COMMANDS = (
     probe,
     describe,
     convert,
+    soup,
     export,
     compile,
 )

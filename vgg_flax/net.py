@@ -20,14 +20,14 @@ class Net:
 
     Nets that differ in their arrays alone, such as two steps of a run, have one
     structure: `jit` compiles once, and `jax.tree.map` takes them together. What that
-    returns is of no file: its `source` and `sha256` are empty. Two nets are equal if
-    they are the same object.
+    returns is of no file: its `source`, `sha256` and `ingredients` are empty. Two nets
+    are equal if they are the same object.
 
     Attributes:
       variables: `params` and, with BatchNorm, `batch_stats`.
       card: what the net is besides them. Its `model`, `variant`, `preprocessing`
         (`.test_view(image_bytes)`, `.normalize(images)`), `class_names`,
-        `train_scale`, `source` and `sha256` are attributes here too.
+        `train_scale`, `source`, `sha256` and `ingredients` are attributes here too.
     """
 
     variables: dict[str, Any]
@@ -36,7 +36,7 @@ class Net:
     def tree_flatten_with_keys(self) -> tuple[Any, ModelCard]:
         """The variables, and what a computation depends on besides."""
         key = jax.tree_util.GetAttrKey("variables")
-        unsigned = dataclasses.replace(self.card, source="", sha256="")
+        unsigned = dataclasses.replace(self.card, source="", sha256="", ingredients=())
         return ((key, self.variables),), unsigned
 
     @classmethod
@@ -191,6 +191,11 @@ class Net:
     def sha256(self) -> str:
         """Of the file; of a run's checkpoint, of its list of leaves and crcs."""
         return self.card.sha256
+
+    @property
+    def ingredients(self) -> tuple[str, ...]:
+        """Of a soup: what it is the mean of; else empty."""
+        return self.card.ingredients
 
 
 def _short(values: tuple[float, ...]) -> str:

@@ -28,9 +28,7 @@ def add(command: argparse.ArgumentParser) -> None:
     """Adds the options that tell what WEIGHTS are, see `vgg_flax.load`, and how run."""
     group = command.add_argument_group("of WEIGHTS")
     add = group.add_argument
-    add(
-        "--step", default="last", type=_step, help="of a run: last (default), best, 500"
-    )
+    add("--step", default="last", type=step, help="of a run: last (default), best, 500")
     add("--ema", action="store_true", help="of a run: the params' average")
     add("--entry", help="of a training checkpoint with several nets: model_ema")
     add("--variant", type=_variant, help="where names can't tell: vgg11_lrn")
@@ -161,7 +159,8 @@ def _numbers(text: str) -> tuple[float, ...]:
         ) from error
 
 
-def _step(text: str) -> int | str:
+def step(text: str) -> int | str:
+    """A step, as `vgg_flax.load` takes it; raises ArgumentTypeError."""
     if text not in ("last", "best") and not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}; expected last, best or a number")
     return int(text) if text.isdigit() else text

@@ -45,11 +45,8 @@ def check_names(arguments: Sequence[str]) -> None:
     """
     known = [field.name for field in fields()]
     for argument in arguments:
-        match = re.match(r"--?config\.([\w.-]+)", argument)
-        if match and match[1] not in known:
-            raise ConfigError(
-                f"--config.{match[1]}: no such setting; {_instead(match[1], known)}"
-            )
+        if match := re.match(r"--?config\.([\w.-]+)", argument):
+            check_name("--config.", match[1])
         match = re.match(r"--(?!config\b)([\w.-]+)", argument)
         if match and _is_meant_for_a_field(match[1], known):
             raise ConfigError(
@@ -58,6 +55,20 @@ def check_names(arguments: Sequence[str]) -> None:
         match = re.match(r"--?config=(.*)", argument)
         if match and not epath.Path(match[1]).is_file():
             raise ConfigError(f"--config={match[1]}: there is no such file")
+
+
+def check_name(prefix: str, name: str) -> None:
+    """Raises ConfigError, naming the nearest one, where there is no field `name`.
+
+    Args:
+      prefix: what stands before it on the command line: "--config.".
+      name: dotted.
+    """
+    known = [field.name for field in fields()]
+    if name not in known:
+        raise ConfigError(
+            f"{prefix}{name}: no such setting; {_instead(name, known, prefix)}"
+        )
 
 
 def of_flags(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str, Config]:
@@ -104,11 +115,11 @@ def _is_meant_for_a_field(flag: str, known: Sequence[str]) -> bool:
     return last in names or last in ALIASES or last in ELSEWHERE
 
 
-def _instead(name: str, known: Sequence[str]) -> str:
+def _instead(name: str, known: Sequence[str], prefix: str = "--config.") -> str:
     """What does what is meant, for people."""
     name = name.replace("-", "_")
     elsewhere = ELSEWHERE.get(name.rpartition(".")[2])
-    return elsewhere or f"did you mean --config.{_nearest(name, known)}?"
+    return elsewhere or f"did you mean {prefix}{_nearest(name, known)}?"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

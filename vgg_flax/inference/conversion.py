@@ -93,6 +93,11 @@ def save(
     return summary
 
 
+def check_target(target: str | os.PathLike[str]) -> None:
+    """Raises WeightsError where `save` refuses the name, before there is a net."""
+    _format_of(pathlib.Path(target), None)
+
+
 def _format_of(path: pathlib.Path, format: str | None) -> str | None:
     """The key of `FORMATS` to write; None: a checkpoint.
 

@@ -199,7 +199,7 @@ class Checkpoints:
             leaves = self._manager.read_leaves(step, statement.meta, items)
             leaves_lib.check(folder, leaves, statement.meta["leaves"])
             if not statement.sealed:
-                _check_number(folder, leaves)
+                seal.check_number(folder, leaves)
         except CheckpointError as error:
             raise self._damaged(step, error, items) from error
         return Checkpoint(step, leaves, statement.meta)
@@ -350,13 +350,3 @@ def save_variables(
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(0, variables, meta, None)
         checkpoints.wait()
-
-
-def _check_number(folder: epath.Path, leaves: leaves_lib.Leaves) -> None:
-    """Tells that there is no seal; sees that a state counted as many updates itself."""
-    console.say(
-        f"{folder} was saved by a version that sealed no steps: its arrays are "
-        "checked, and not what it says of itself"
-    )
-    if str(leaves.get("step", folder.name)) != folder.name:
-        raise seal.of_another_step(folder, leaves["step"])

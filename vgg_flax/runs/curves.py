@@ -39,7 +39,7 @@ def plot(records: list[dict[str, Any]], metrics: Metrics) -> Any:
             chosen = [r for r in records if r["split"] == split]
             if not chosen:
                 continue
-            values = [_shown(metric, r) for r in chosen]
+            values = [shown(metric, r[metric.name]) for r in chosen]
             last = f"{values[-1]:{metric.format if metric.is_share else '.3g'}}"
             axes.plot(
                 [r["epoch"] for r in chosen],
@@ -78,7 +78,6 @@ def _scale(axes: Any, metric: Metric, *, is_loss: bool) -> None:
     )
 
 
-def _shown(metric: Metric, record: dict[str, Any]) -> float:
+def shown(metric: Metric, value: float) -> float:
     """Of hits, the errors: what is left of them is what people look at."""
-    value = record[metric.name]
     return 1 - value if metric.is_share and metric.larger_is_better else value

@@ -12,7 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from vgg_flax.runs.leaves import CheckpointError
+from vgg_flax import console
+from vgg_flax.runs.leaves import CheckpointError, Leaves
 
 # What parsing spoiled JSON, or finding other things in it, raises.
 _SPOILED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -92,3 +93,13 @@ def _earlier_score(folder: epath.Path) -> tuple[str, float] | None:
 
 def _digest(sealed: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def check_number(folder: epath.Path, leaves: Leaves) -> None:
+    """Tells that there is no seal; sees that a state counted as many updates itself."""
+    console.say(
+        f"{folder} was saved by a version that sealed no steps: its arrays are "
+        "checked, and not what it says of itself"
+    )
+    if str(leaves.get("step", folder.name)) != folder.name:
+        raise of_another_step(folder, leaves["step"])

@@ -37,6 +37,7 @@ class ModelCard:
       objective: what it was trained on, by name.
       has_classes: whether the outputs are scores of classes; an objective of one's
         own may have others.
+      ingredients: of a soup: the nets whose mean it is, each in words.
     """
 
     model: VGG
@@ -47,6 +48,7 @@ class ModelCard:
     sha256: str = ""
     objective: str = "classification"
     has_classes: bool = True
+    ingredients: tuple[str, ...] = ()
 
     @property
     def variant(self) -> str:
@@ -112,6 +114,7 @@ class ModelCard:
             "source_sha256": self.sha256,
             # What was trained on classes says so by silence, as it always has.
             **(trained if self.objective != "classification" else {}),
+            **({"ingredients": list(self.ingredients)} if self.ingredients else {}),
         }
 
     @classmethod
@@ -135,9 +138,9 @@ class ModelCard:
         """The inverse of `to_json`; other keys are left alone.
 
         Args:
-          values: `variant`, `source`, `source_sha256`, `objective` and `has_classes`
-            may be missing, as may settings of the model and the preprocessing that
-            are younger than a file.
+          values: `variant`, `source`, `source_sha256`, `objective`, `has_classes` and
+            `ingredients` may be missing, as may settings of the model and the
+            preprocessing that are younger than a file.
 
         Raises:
           ValueError: a value is missing, or cannot be what it should be.
@@ -146,12 +149,13 @@ class ModelCard:
             card = cls(
                 model=_model(values["model"]),
                 preprocessing=Preprocessing.from_dict(values["preprocessing"]),
-                class_names=_class_names(values["class_names"]),
+                class_names=_texts("class_names", values["class_names"]),
                 train_scale=_train_scale(values["train_scale"]),
                 source=str(values.get("source", "")),
                 sha256=str(values.get("source_sha256", "")),
                 objective=str(values.get("objective", "classification")),
                 has_classes=bool(values.get("has_classes", True)),
+                ingredients=_texts("ingredients", values.get("ingredients", ())),
             )
             if variant_name(values.get("variant", card.variant)) != card.variant:
                 raise ValueError(f"{values['variant']!r}, and a {card.variant!r} in it")
@@ -196,10 +200,10 @@ def _model(settings: dict[str, Any]) -> VGG:
     return net
 
 
-def _class_names(names: list[str]) -> tuple[str, ...]:
-    if not isinstance(names, (list, tuple)):
-        raise TypeError(f"class_names {names!r}")
-    return tuple(map(str, names))
+def _texts(name: str, texts: Any) -> tuple[str, ...]:
+    if not isinstance(texts, (list, tuple)):
+        raise TypeError(f"{name} {texts!r}")
+    return tuple(map(str, texts))
 
 
 def _train_scale(scale: list[int] | None) -> tuple[int, int] | None:
