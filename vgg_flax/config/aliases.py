@@ -199,3 +199,33 @@ ALIASES = {  # by the last part of what is typed
     "width": "model.width_multiplier",
     "workers": "data.num_threads",
 }
+
+# What is no setting here, and what does it.
+ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            "exp_dir",
+            "log_dir",
+            "logdir",
+            "model_dir",
+            "out",
+            "out_dir",
+            "outdir",
+            "output",
+            "output_dir",
+            "run_dir",
+            "save_dir",
+            "work_dir",
+        ),
+        "--workdir=DIR says where the run lives",
+    ),
+    **dict.fromkeys(
+        ("auto_resume", "continue", "resume", "resume_from"),
+        "the same command again, with the same --workdir, resumes",
+    ),
+    **dict.fromkeys(
+        ("cuda", "device", "devices", "gpu", "gpus", "num_gpus"),
+        "all devices that JAX finds are used; the environment variables "
+        "CUDA_VISIBLE_DEVICES and JAX_PLATFORMS leave some out",
+    ),
+}
