@@ -23,6 +23,7 @@ def _batches(spec: dict[str, Any]) -> Iterator[np.ndarray]:
         batch_size=spec["batch"],
         eval_batch_size=spec["batch"],
         train_resize=spec["resize"],
+        auto_augment=spec.get("augment", "none"),
         num_threads=spec["threads"],
         prefetch=2,
     )

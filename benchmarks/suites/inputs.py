@@ -18,13 +18,14 @@ _TOLERANCE = 0.1  # of 8 x 8 pixels' means: tf.image's bilinear is not antialias
 
 
 def rows() -> list[Row]:
-    """At two sizes, beside two peers; our views beside our decoding, too."""
+    """At two sizes, beside two peers; some views beside ours, too."""
     rows = []
     for width, height, count in ((500, 375, 256), (1500, 1000, 64)):
         photos = {"width": width, "height": height, "count": count}
         for title, (view, resize) in _VIEWS.items():
             spec = {"photos": photos, "view": view, "resize": resize, "batch": _BATCH}
             spec["batches"] = count // _BATCH
+            ours = Contender("vgg-flax", "ours", "ours_input", spec, cores=1)
             peers = {
                 name: Contender(name, environment, module, spec, cores=1)
                 for name, (environment, module) in _PEERS.items()
@@ -39,7 +40,7 @@ def rows() -> list[Row]:
                     "input",
                     f"{title}, {width}x{height}",
                     peer,
-                    Contender("vgg-flax", "ours", "ours_input", spec, cores=1),
+                    ours,
                     (contender,),
                     amount=_BATCH,
                     unit="images/s a core",
@@ -47,4 +48,17 @@ def rows() -> list[Row]:
                 )
                 for peer, contender in peers.items()
             ]
+            if (title, width) == ("train view, cv2", 500):
+                augmented = spec | {"augment": "trivial"}
+                rows.append(
+                    Row(
+                        "input",
+                        f"train view, trivial augment, cv2, {width}x{height}",
+                        "plain train view",
+                        Contender("vgg-flax", "ours", "ours_input", augmented, cores=1),
+                        (ours,),
+                        amount=_BATCH,
+                        unit="images/s a core",
+                    )
+                )
     return rows

@@ -106,6 +106,17 @@ def _check_data(data: DataConfig, model: ModelConfig) -> None:
             f"config.data.color_shift={data.color_shift} needs RGB, and "
             f"config.model.in_channels={model.in_channels}; set color_shift=0"
         )
+    *_, saturation, hue = data.color_jitter
+    if hue > 0.5:
+        raise ConfigError(
+            f"config.data.color_jitter={data.color_jitter} has a hue of {hue}; "
+            "expected at most 0.5, half of the circle"
+        )
+    if (saturation or hue) and model.in_channels != 3:
+        raise ConfigError(
+            f"config.data.color_jitter={data.color_jitter} has saturation or hue, for "
+            f"RGB, and config.model.in_channels={model.in_channels}; set both to 0"
+        )
     square = [len(row) for row in data.color_eigenvectors]
     if len(data.color_eigenvalues) != 3 or square != [3, 3, 3]:
         raise ConfigError("config.data: expected 3 color_eigenvalues, 3x3 eigenvectors")

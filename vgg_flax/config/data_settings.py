@@ -77,6 +77,26 @@ class DataConfig:
     )
     padding: int = setting(4, "pad_crop: pixels of zeros on each side", low=0)
     flip: bool = setting(True, "whether half of the training views are mirrored")
+    auto_augment: str = setting(
+        "none",
+        "operations drawn for each training view, behind crop and flip",
+        choices={
+            "none": "none",
+            "trivial": "one, of any strength: TrivialAugmentWide (Müller and Hutter "
+            "2021)",
+            "rand": "some, of one strength: RandAugment (Cubuk et al. 2020)",
+        },
+    )
+    rand_augment_ops: int = setting(2, "rand: operations a view", low=1)
+    rand_augment_magnitude: int = setting(
+        9, "rand: strength of the operations", low=0, high=30
+    )
+    color_jitter: tuple[float, float, float, float] = setting(
+        (0.0, 0.0, 0.0, 0.0),
+        "brightness, contrast, saturation b: factors from max(0, 1 - b) to 1 + b; hue "
+        "h: turned by up to h of the circle, at most 0.5 (torchvision's ColorJitter)",
+        low=0,
+    )
     color_shift: float = setting(
         0.0,
         "standard deviation of the PCA colour shift, in eigenvalues (Krizhevsky et "

@@ -1,4 +1,4 @@
-"""The views that training takes of an image: crop, scale, flip, colour."""
+"""The views that training takes of an image: crop, scale, flip, operations, colour."""
 
 import math
 from collections.abc import Callable
@@ -6,14 +6,16 @@ from collections.abc import Callable
 import numpy as np
 
 from vgg_flax.config import DataConfig
-from vgg_flax.images import resize
+from vgg_flax.images import auto_augment, operations, resize
 from vgg_flax.images.resize import RESIZES
 
 TrainView = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def make_train_view(config: DataConfig) -> TrainView:
-    """The view that training takes of an image: crop, scale, flip.
+    """The view that training takes of an image: crop, scale, flip, operations, jitter.
+
+    In this order, torchvision's; what is off draws nothing from the generator.
 
     Returns:
       `view(image, rng)`: uint8 `[height, width, C]` -> `[crop_size, crop_size, C]`.
@@ -24,9 +26,47 @@ def make_train_view(config: DataConfig) -> TrainView:
     def train_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         crop = take(config, image, rng)
         flip = config.flip and rng.random() < 0.5
-        return resize.mirror(crop) if flip else np.ascontiguousarray(crop)
+        image = resize.mirror(crop) if flip else np.ascontiguousarray(crop)
+        if config.auto_augment == "trivial":
+            image = auto_augment.trivial_augment(image, rng)
+        elif config.auto_augment == "rand":
+            image = auto_augment.rand_augment(
+                image, rng, config.rand_augment_ops, config.rand_augment_magnitude
+            )
+        if any(config.color_jitter):
+            image = color_jitter(image, rng, config.color_jitter)
+        return np.ascontiguousarray(image)
 
     return train_view
+
+
+def color_jitter(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    amounts: tuple[float, float, float, float],
+) -> np.ndarray:
+    """Brightness, contrast, saturation and hue changed at random, in random order.
+
+    torchvision's ColorJitter.
+
+    Args:
+      image: uint8 `[height, width, C]`, C 1 or 3; grey has no saturation and no hue.
+      rng: where the four are drawn, in their order, and then the order.
+      amounts: b, c, s and h: factors are uniform in `[max(0, 1 - b), 1 + b]`, the hue's
+        turn in `[-h, h]`, in turns; what is 0 is left out.
+    """
+    drawn = [rng.uniform(max(0.0, 1 - a), 1 + a) for a in amounts[:3]]
+    drawn.append(rng.uniform(-amounts[3], amounts[3]))
+    changes = (
+        operations.adjust_brightness,
+        operations.adjust_contrast,
+        operations.adjust_saturation,
+        operations.adjust_hue,
+    )
+    for place in rng.permutation(4):
+        if amounts[place]:
+            image = changes[place](image, drawn[place])
+    return image
 
 
 def color_shift(config: DataConfig, rng: np.random.Generator) -> np.ndarray:
