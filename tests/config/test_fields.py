@@ -169,7 +169,7 @@ def test_help_has_every_field_and_flag() -> None:
         ("dropout", "model.dropout_rate"),
         ("optimizer.weight-decay", "optimizer.weight_decay"),
         ("batch-size", "data.batch_size"),
-        ("augment", "data.train_view"),
+        ("augment", "data.auto_augment"),
         ("amp", "model.dtype"),
         ("mixed-precision", "model.dtype"),
         ("workers", "data.num_threads"),
