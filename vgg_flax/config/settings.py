@@ -92,7 +92,7 @@ class OptimizerConfig:
 
     name: str = setting(
         "sgd",
-        "what makes a direction of the gradients; docs/training.md has usual settings",
+        "what makes a direction of the gradients; docs/recipes.md has usual settings",
         choices={
             "sgd": "with momentum, as in the paper",
             "rmsprop": "torch's, with momentum",
