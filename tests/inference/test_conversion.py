@@ -68,6 +68,19 @@ def test_every_head_goes_there_and_back(
 
 
 @pytest.mark.parametrize("target", FILES)
+@pytest.mark.parametrize("head", ["gap", "linear"])
+def test_convolutions_without_biases_get_zeros_as_the_peers_modules_have_them(
+    head: str, target: str, tmp_path: pathlib.Path
+) -> None:
+    net = random_net("vgg11", head=head, conv_bias=False)
+    vgg_flax.save(net, tmp_path / target)
+    again = vgg_flax.load(tmp_path / target)
+    assert not again.variables["params"]["conv1_1"]["bias"].any()
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_allclose(again(images), net(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", FILES)
 def test_many_classes_with_long_names_go_there_and_back(
     target: str, tmp_path: pathlib.Path
 ) -> None:

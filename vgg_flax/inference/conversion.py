@@ -75,7 +75,7 @@ def save(
     at_its_sizes = dataclasses.replace(native.preprocessing, **sizes)
     is_native = net.preprocessing == at_its_sizes
     bgr = native.bgr and is_native
-    if not net.model.conv_bias and layout.norm:
+    if not net.model.conv_bias:
         net = _with_zero_biases(net)  # the peers' modules have them
     tensors = mapping.to_tensors(net.variables, net.model, layout, bgr=bgr)
     write = writers.WRITERS[suffix]
