@@ -211,7 +211,7 @@ def _parquet_rows(
         opened = pyarrow.parquet.ParquetFile(io.BytesIO(content), **options)
         table = opened.read(columns=list(names.values()))
         table.validate(full=True)  # texts that are UTF-8, indices of them that exist
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         message = errors.shown(str(error))
         raise TableError(f"{file} is no Parquet table: {message}") from error
     columns = [_cells(table.column(name)) for name in names.values()]
