@@ -135,3 +135,22 @@ def test_a_label_that_training_did_not_have_is_an_error(folder: pathlib.Path) ->
     names = opened(path, "train").class_names
     with pytest.raises(table.TableError, match=r"'bird'.*split val.*'cat', 'dog'"):
         splits.open_any_split("folder", path, "val", 0, names)
+
+
+def test_a_small_table_is_no_very_large_one(tmp_path: pathlib.Path) -> None:
+    rows = [("a.jpg", "cat")] * 200_000
+    path = write(tmp_path / "t.parquet", rows, "path,label")
+    assert pathlib.Path(path).stat().st_size < 100_000
+    with pytest.raises(DataError, match="refused"):
+        table.read(path)
+    path = write(tmp_path / "u.parquet", rows[:900], "path,label")
+    assert len(table.read(path).rows) == 900
+    path = write(tmp_path / "v.parquet", [("a" * 90_000, "cat")] * 9, "path,label")
+    with pytest.raises(DataError, match="letters"):
+        table.read(path)
+
+
+def test_labels_of_very_many_digits_are_names(tmp_path: pathlib.Path) -> None:
+    rows = [("a.jpg", "9" * 4301), ("b.jpg", "7")]
+    found = table.read(write(tmp_path / "t.csv", rows, "path,label"))
+    assert found.class_names(["train"], 2) == ("7", "9" * 4301)

@@ -163,7 +163,8 @@ def _open(path: pathlib.Path) -> None:
     from vgg_flax.weights import WeightsError
 
     if table.is_table(path):
-        table.read(path).splits()
+        found = table.read(path)
+        found.class_names(found.splits()[:1], 1000)
     elif path.suffix in (".jpg", ".png", ".gif", ".bmp", ".webp", ".tiff"):
         codec.open_image(path, orientation="exif")
     else:

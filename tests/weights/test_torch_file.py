@@ -371,7 +371,7 @@ def test_sets_that_lie_in_each_other_end(tmp_path: pathlib.Path):
         b"cx\ny\n)\x81q\x01}(U\x0b_parameters" + weight + b"U\x08_buffers}"
         b"U\x08_modules}(U\x01ah\x01U\x01bh\x01uub"
     )
-    assert "without end" in refusal(path, zip_file(b"\x80\x02" + module + b"."))
+    assert "names of modules" in refusal(path, zip_file(b"\x80\x02" + module + b"."))
 
 
 HOSTILE = {  # instructions before the dict, and words of the refusal

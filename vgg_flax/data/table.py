@@ -15,6 +15,10 @@ from vgg_flax.data import DataError, classes, folder, imagenet
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 WHOLE = "train"  # the split that all rows are of where there is no such column
+_LONGEST = 10_000  # letters of a path or a label; systems take half of that
+# Of Parquet, which can say a million times the same in some bytes: real paths differ.
+_ROWS_FLOOR, _ROWS_A_BYTE = 1000, 0.5
+_UNFOLD_FLOOR, _UNFOLD_FACTOR = 64 << 20, 16
 _LOOKED_AT = 32  # paths of a split; if none of these is there, none will be
 
 
@@ -60,7 +64,7 @@ class Table:
         synsets = imagenet.synsets()
         if num_classes == len(synsets) and found <= set(synsets):
             return synsets
-        if all(label.isdecimal() for label in found):
+        if all(label.isdecimal() and len(label) < 20 for label in found):
             return tuple(sorted(found, key=lambda label: (int(label), label)))
         return tuple(sorted(found))
 
@@ -152,6 +156,10 @@ def _parsed(file: epath.Path, content: bytes) -> Table:
                     f"{file}, row {number} has no {column}; expected a path and a "
                     "label in every row, and a split where there is such a column"
                 )
+            if len(str(cell)) > _LONGEST:
+                raise TableError(
+                    f"{file}, row {number} has a {column} of {len(str(cell))} letters"
+                )
         rows.append(Row(**{key: str(cell).strip() for key, cell in cells.items()}))
     if not rows:
         raise TableError(f"{file} has no rows; expected one an image")
@@ -205,10 +213,38 @@ def _parquet_rows(
         opened = pyarrow.parquet.ParquetFile(io.BytesIO(content))
         places = _columns(file, opened.schema_arrow.names)
         names = {key: opened.schema_arrow.names[i] for key, i in places.items()}
+        _check_unfolded(file, len(content), opened.metadata)
+        # What the file says once and names often takes no more memory here.
+        options: Any = {"read_dictionary": list(names.values())}
+        opened = pyarrow.parquet.ParquetFile(io.BytesIO(content), **options)
         table = opened.read(columns=list(names.values()))
-    except (pyarrow.ArrowException, OSError) as error:
+        table.validate(full=True)  # texts that are UTF-8, indices of them that exist
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         message = errors.shown(str(error))
         raise TableError(f"{file} is no Parquet table: {message}") from error
-    columns = [table.column(name).to_pylist() for name in names.values()]
+    columns = [_cells(table.column(name)) for name in names.values()]
     for number, cells in enumerate(zip(*columns, strict=True), 1):
         yield number, dict(zip(names, cells, strict=True))
+
+
+def _check_unfolded(file: epath.Path, size: int, metadata: Any) -> None:
+    """Raises TableError where few bytes claim to be very many rows or letters."""
+    parts = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    unfolded = sum(part.total_byte_size for part in parts)
+    rows = metadata.num_rows
+    is_much = unfolded > _UNFOLD_FLOOR + _UNFOLD_FACTOR * size
+    if is_much or rows > _ROWS_FLOOR + _ROWS_A_BYTE * size:
+        raise TableError(
+            f"{file}: {size} bytes claim to be {rows} rows of {unfolded} bytes: "
+            "refused, as no list of images is like that; if it is yours, save it as CSV"
+        )
+
+
+def _cells(column: Any) -> Iterator[Any]:
+    for chunk in column.chunks:
+        if hasattr(chunk, "dictionary"):
+            values = chunk.dictionary.to_pylist()
+            for index in chunk.indices.to_pylist():
+                yield None if index is None else values[index]
+        else:
+            yield from chunk.to_pylist()

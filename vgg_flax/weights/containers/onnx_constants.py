@@ -82,8 +82,9 @@ def check_neutral(node: Node, constants: Constants) -> None:
 
 def _few(array: np.ndarray | None) -> list[Any] | None:
     """The numbers of one that says axes or sizes, which are few; or None."""
-    is_list = array is not None and array.ndim <= 1 and array.size <= 64
-    return array.ravel().tolist() if is_list else None
+    if array is None or array.ndim > 1 or array.size > 64:
+        return None
+    return array.ravel().tolist()
 
 
 def _evaluate(node: Node, inputs: list[np.ndarray | None]) -> np.ndarray | None:

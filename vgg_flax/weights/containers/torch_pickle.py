@@ -258,7 +258,7 @@ class Unpickler(pickle._Unpickler):
         parts = key if isinstance(key, tuple) else (key,)
         self._spend(len(parts))
         for part in parts:
-            if type(part) is int:
+            if isinstance(part, int):
                 self._spend(part.bit_length() // 64)
             elif not isinstance(part, (str, float, bytes, type(None), Placeholder)):
                 raise ValueError(f"a dict's key is a {type(key).__name__}")
