@@ -216,6 +216,7 @@ def test_what_a_soup_cannot_be_made_of_is_one_error(
         ([*runs, dst, "--sha256", "0" * 64], "is of one file"),
         ([*runs, dst, "--data", "x"], "--data x is of --greedy"),
         ([runs[0], str(other), dst, "--greedy"], "has no config.json"),
+        (["https://localhost/a.pth", dst, "--greedy"], "has no config.json"),
         ([runs[0], str(elsewhere), dst, "--greedy"], "different images"),
         ([*runs, f"{dst}.npz"], "cannot be written"),
     ):
