@@ -24,7 +24,7 @@ def test_a_sweep_is_the_product_of_its_values_the_last_fastest() -> None:
     ]
     for point in points:
         base = config_lib.flatten(default.get_config())
-        assert config_lib.flatten(point.config) == base | point.values
+        assert config_lib.flatten(point.config) == {**base, **point.values}
     assert sweep.points([], default.get_config()) == []
 
 

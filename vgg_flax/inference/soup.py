@@ -16,7 +16,7 @@ from vgg_flax.evaluation import evaluate, experiments
 from vgg_flax.evaluation.label_sets import LabelledImages
 from vgg_flax.evaluation.posteriors import Settings
 from vgg_flax.net import Net
-from vgg_flax.weights import WeightsError
+from vgg_flax.weights import WeightsError, urls
 
 # Of the model: what no call of a net depends on, so that ingredients may differ in it.
 _OF_TRAINING = ("dropout_rate", "initializer")
@@ -128,13 +128,18 @@ def own_validation(runs: Sequence[str]) -> tuple[str, str, str]:
     """
     found: dict[tuple[str, str, str], str] = {}
     for run in runs:
-        path = storage.expanded(run) / "config.json"
-        if not path.exists():
+        scheme, separator, _ = run.partition("://")
+        is_url = bool(separator) and scheme not in storage.PACKAGES
+        path = None if is_url else storage.expanded(run) / "config.json"
+        if path is None or not path.exists():
             raise WeightsError(
-                f"{run} has no config.json that says what it was validated on; say "
-                "what to validate on: --data DATA --split SPLIT"
+                f"{urls.shown(run)} has no config.json that says what it was validated "
+                "on; say what to validate on: --data DATA --split SPLIT"
             )
-        data = config_lib.from_dict(json.loads(path.read_text())).data
+        try:
+            data = config_lib.from_dict(json.loads(path.read_text())).data
+        except ValueError as error:
+            raise WeightsError(f"{path} is damaged: {error}; copy it anew") from error
         if not data.validation_split:
             raise WeightsError(
                 f"{run} was trained without a validation split; say what to validate "

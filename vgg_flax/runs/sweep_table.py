@@ -166,10 +166,14 @@ def text(rows: Sequence[Row], metrics: Metrics) -> str:
 
 
 def _best(rows: Sequence[Row], metrics: Metrics) -> list[str]:
-    """A line, where there is a choice: by test only if there is no validation."""
+    """A line, where there is a choice: by test only if there is no validation.
+
+    Of the rows all of whose runs are complete: the others' means may lack the worst.
+    """
     metric = metrics_lib.deciding(metrics)
     for split in splits_of(rows)[:1]:
-        spreads = [(row.spread(split, metric), row) for row in rows]
+        whole = (row for row in rows if not row.missing)
+        spreads = [(row.spread(split, metric), row) for row in whole]
         known = [(spread, row) for spread, row in spreads if spread]
         if len(known) > 1:
             spread, row = max(known, key=lambda one: metric.score(one[0].mean)[1])

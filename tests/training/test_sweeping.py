@@ -5,20 +5,25 @@ import pathlib
 import re
 import signal
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+from conftest import changed
 from etils import epath
 
 from configs import default
 from tests import processes
 from tests.processes import finish, finished_steps
+from vgg_flax import config as config_lib
 from vgg_flax import storage
 from vgg_flax.config import sweep
 from vgg_flax.metrics import Metric
 from vgg_flax.runs import log, sweep_table
+from vgg_flax.training import sweeping
 from vgg_flax.training.objectives import CLASSIFICATION
 
 TINY = [
@@ -58,10 +63,10 @@ def last_events(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def check_table(workdir: pathlib.Path) -> None:
+def check_table(workdir: pathlib.Path, rates: Sequence[str] = RATES) -> None:
     """The table's figures are those of the runs' own records, by other means."""
     rows = table(workdir)
-    assert [row["optimizer.learning_rate"] for row in rows] == list(RATES)
+    assert [row["optimizer.learning_rate"] for row in rows] == list(rates)
     for row in rows:
         assert (row["runs"], row["complete"], row["incomplete"]) == ("2", "2", "")
         for split in ("validation", "test"):
@@ -82,6 +87,23 @@ def check_table(workdir: pathlib.Path) -> None:
                 np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_runs_of_one_process_follow_each_other_and_leave_nothing_on_the_devices(
+    bare_config: config_lib.Config,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = changed(bare_config, num_steps=2, num_epochs=1.0)
+    before = {id(array) for array in jax.live_arrays()}
+    points = sweep.points(["optimizer.learning_rate=[0.01]", "seed=[0, 1]"], config)
+    sweeping.run(points, tmp_path)
+    left = [array for array in jax.live_arrays() if id(array) not in before]
+    assert sum(array.size for array in left) < 10  # none of 10,000 params
+    check_table(tmp_path, ["0.01"])
+    assert capsys.readouterr().out.splitlines()[-1] == f"in full: {tmp_path}/sweep.csv"
+    with PIL.Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.size == (1000, 400)
+
+
 @pytest.fixture(scope="module")
 def swept(
     tmp_path_factory: pytest.TempPathFactory, digits_dir: str
@@ -93,6 +115,7 @@ def swept(
     return workdir, out
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_every_setting_and_tells_them_in_a_table(
     swept: tuple[pathlib.Path, str],
 ) -> None:
@@ -104,7 +127,7 @@ def test_a_sweep_trains_every_setting_and_tells_them_in_a_table(
         dict.fromkeys(names, "complete")
     )
     check_table(workdir)
-    printed = out.splitlines()[-7:]
+    printed = out.splitlines()[-6:]
     assert printed[0].split() == [
         *("optimizer.learning_rate", "runs", "validation", "top1", "validation"),
         *("loss", "test", "top1", "test", "loss"),
@@ -219,6 +242,21 @@ def test_an_array_of_jobs_makes_the_same_table(
     assert first["test_top1_std"] == ""
     assert finish(start(tmp_path, digits_dir, "--sweep_index=1")).code == 0
     assert table(tmp_path) == table(swept[0])
+
+
+@pytest.mark.slow
+def test_several_processes_sweep_together(
+    swept: tuple[pathlib.Path, str], digits_dir: str, tmp_path: pathlib.Path
+) -> None:
+    flags = [*TINY, f"--config.data.data_dir={digits_dir}", *SWEEP]
+    both = processes.start(tmp_path, [flags, flags], devices=2)
+    with processes.killed_at_the_end(both):
+        ended = [finish(process) for process in both]
+    assert [end.code for end in ended] == [0, 0], [end.err for end in ended]
+    assert "best by validation" in ended[0].out
+    said = [line for line in ended[1].out.splitlines() if "[Gloo]" not in line]
+    assert said == []
+    check_table(tmp_path)
 
 
 @pytest.mark.slow
