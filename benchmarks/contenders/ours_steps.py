@@ -45,6 +45,12 @@ def _recipe(spec: dict[str, Any], dropout_rate: float) -> config.Config:
     )
     recipe.data.crop_size = spec["side"]
     recipe.freeze = tuple(spec["freeze"])
+    if spec["also"] == "mixing":
+        recipe.regularization = config.RegularizationConfig(
+            mixup_alpha=0.2, cutmix_alpha=1.0, random_erasing=0.1
+        )
+    elif spec["also"] == "average":
+        recipe.averaging = config.AveragingConfig(decay=0.9999, every_steps=1)
     recipe.optimizer.momentum = work.MOMENTUM
     recipe.optimizer.weight_decay = work.WEIGHT_DECAY
     return recipe
@@ -59,7 +65,8 @@ def _state(spec: dict[str, Any], recipe: config.Config) -> state_lib.TrainState:
         params=variables["params"], batch_stats=variables.get("batch_stats", {})
     )
     plateau = jax.tree.map(jnp.asarray, state_lib.schedules.init_plateau())
-    return parallel.replicate(state.replace(plateau=plateau))
+    state = state_lib.with_average(recipe, state.replace(plateau=plateau))
+    return parallel.replicate(state)
 
 
 def _step(recipe: config.Config, state: Any, batch: Any) -> Any:

@@ -26,16 +26,18 @@ def spec(
     checked: bool = True,
     until: str = "",
     freeze: tuple[str, ...] = (),
+    also: str = "",
 ) -> dict[str, Any]:
     """What every contender of a row is told; at 32 pixels 10 classes and a pool.
 
     Of an inference, `until` is the layer that is asked for, if not the logits; of a
-    training step, `freeze` says what is not trained.
+    training step, `freeze` says what is not trained, and `also` what is done besides:
+    "mixing" of images, or an "average" of the params, at each step.
     """
     head, classes = ("fc", 1000) if side == 224 else ("gap", 10)
     weights = {"variant": variant, "width": width, "head": head, "classes": classes}
     spec = {"batch": batch, "side": side, "train": train, "checked": checked}
-    parts = {"until": until, "freeze": freeze}
+    parts = {"until": until, "freeze": freeze, "also": also}
     return {**weights, **spec, **parts, "weights": weights}
 
 
@@ -93,8 +95,18 @@ def uses() -> list[Row]:
         ours(spec("vgg16", 8, train=True, checked=False, freeze=freeze))
         for freeze in (stages, ())
     )
-    name = "step with stages 1 to 4 frozen, vgg16, batch 8"
-    return [features, lpips, Row("uses", name, "the whole step", frozen, (whole,), 8)]
+    others = {"step with stages 1 to 4 frozen, vgg16, batch 8": frozen}
+    for also, title in (
+        ("mixing", "step with mixup, CutMix and erasing"),
+        ("average", "step with an average, moved each time"),
+    ):
+        what = spec("vgg16", 8, train=True, checked=False, also=also)
+        others[f"{title}, vgg16, batch 8"] = ours(what)
+    beside = [
+        Row("uses", name, "the whole step", contender, (whole,), 8)
+        for name, contender in others.items()
+    ]
+    return [features, lpips, *beside]
 
 
 def row(benchmark: str, name: str, peer: str, what: dict[str, Any]) -> Row:
