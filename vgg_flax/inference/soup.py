@@ -133,8 +133,8 @@ def own_validation(runs: Sequence[str]) -> tuple[str, str, str]:
         path = None if is_url else storage.expanded(run) / "config.json"
         if path is None or not path.exists():
             raise WeightsError(
-                f"{urls.shown(run)} has no config.json that says what it was validated on; say "
-                "what to validate on: --data DATA --split SPLIT"
+                f"{urls.shown(run)} has no config.json that says what it was validated "
+                "on; say what to validate on: --data DATA --split SPLIT"
             )
         try:
             data = config_lib.from_dict(json.loads(path.read_text())).data
