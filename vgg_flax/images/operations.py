@@ -152,8 +152,8 @@ def _blend(other: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
     not pack and unpack.
     """
     rows = (image.shape[0], -1)
-    pictures = [PIL.Image.fromarray(x.reshape(rows)) for x in (other, image)]
-    return np.asarray(PIL.Image.blend(*pictures, factor)).reshape(image.shape)
+    first, second = (PIL.Image.fromarray(x.reshape(rows)) for x in (other, image))
+    return np.asarray(PIL.Image.blend(first, second, factor)).reshape(image.shape)
 
 
 def _point_blend(image: np.ndarray, level: int, factor: float) -> np.ndarray:
