@@ -159,6 +159,7 @@ def folder(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> pathlib.P
     return folder
 
 
+@pytest.mark.slow
 def test_a_greedy_soup_validates_no_worse_than_its_best_ingredient(
     folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Convolutions as CPUs get them against XLA's own, under JAX's transformations."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,8 +79,15 @@ def both(
     return of(convolution.convolve), of(plain)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            *one, marks=[pytest.mark.slow] if one == ("strips", "float64") else []
+        )
+        for one in itertools.product(SHAPES, ("float32", "float64"))
+    ],
+)
 def test_it_and_its_gradients_are_xlas(name: str, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         x, kernel, padding = operands(name, dtype)
@@ -126,7 +134,14 @@ def test_transformations_apply(transform: str, name: str) -> None:
         assert_close(*both(TRANSFORMS[transform], padding, x, kernel), 1e-12)
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (0, None),
+        pytest.param((None, 0), marks=pytest.mark.slow),
+        pytest.param((0, 0), marks=pytest.mark.slow),
+    ],
+)
 def test_vmap_applies(axes: tuple[int | None, int | None]) -> None:
     """Over images, over kernels (an ensemble), over both; of the gradient too."""
     with jax.enable_x64(True):

@@ -101,7 +101,7 @@ def test_any_size_and_any_way_of_giving_pixels(net: Net, side: int) -> None:
         )
 
 
-@pytest.mark.parametrize("value", [-1.0, 0.0])
+@pytest.mark.parametrize("value", [pytest.param(-1.0, marks=pytest.mark.slow), 0.0])
 def test_equal_and_black_images_have_finite_gradients(net: Net, value: float) -> None:
     flat, photo = jnp.full((1, 16, 16, 3), value), signed(photos(16))[:1]
     for a, b in ((flat, flat), (flat, photo), (photo, photo)):

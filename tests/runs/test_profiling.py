@@ -69,6 +69,7 @@ def test_without_being_asked_a_run_leaves_no_trace(
     assert not (tmp_path / "profile").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_leaves_no_trace_running(
     bare_config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:

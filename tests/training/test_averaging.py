@@ -140,6 +140,7 @@ def test_a_run_goes_on_with_an_average_from_here_and_without(
         vgg_flax.load(tmp_path, ema=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
     recipe: Config, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,8 +171,17 @@ def mixed(devices: int, pieces: int, seed: int, **other: Any) -> Any:
     return jax.device_get(mapped(np.zeros(()), parallel.shard(some_batch(8), chosen)))
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-@pytest.mark.parametrize(("devices", "pieces"), [(2, 1), (2, 2), (4, 2), (8, 1)])
+@pytest.mark.parametrize(
+    ("devices", "pieces", "seed"),
+    [
+        (2, 2, 0),
+        (8, 1, 3),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in ((2, 1, 0), (4, 2, 0), (2, 2, 3), (4, 2, 3))
+        ),
+    ],
+)
 def test_neither_devices_nor_accumulation_change_what_is_mixed(
     devices: int, pieces: int, seed: int
 ) -> None:
