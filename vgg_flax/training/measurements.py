@@ -7,6 +7,7 @@ from typing import Any
 
 from vgg_flax import metrics as metrics_lib
 from vgg_flax import parallel
+from vgg_flax.parallel import distributed
 from vgg_flax.runs.events import Events
 from vgg_flax.runs.log import Log
 from vgg_flax.training import validation
@@ -33,6 +34,15 @@ class Measurements:
     log: Log
     events: Events
     after_batch: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        """Sees that all processes know the same validations, which may end the run.
+
+        Raises:
+          ConfigError: they do not: the workdir is not the same for all.
+        """
+        if self.job.config.early_stopping_patience:
+            distributed.check_same({"validations so far": self._scores()})
 
     @property
     def kinds(self) -> tuple[bool, ...]:
@@ -98,12 +108,7 @@ class Measurements:
         patience = self.job.config.early_stopping_patience
         if not patience:
             return False
-        name = name_of("validation", ema=self.kinds[-1])
-        scores = [
-            self.score(record)[1]
-            for record in self.log.records
-            if record["split"] == name
-        ]
+        scores = self._scores()
         stale = len(scores) - 1 - scores.index(max(scores)) if scores else 0
         if stale < patience:
             return False
@@ -112,6 +117,12 @@ class Measurements:
             f"run ends (early_stopping_patience={patience})"
         )
         return True
+
+    def _scores(self) -> list[float]:
+        """Of the validations so far, of what decides."""
+        name = name_of("validation", ema=self.kinds[-1])
+        records = [r for r in self.log.records if r["split"] == name]
+        return [self.score(record)[1] for record in records]
 
     def _records(self, split: str, step: int) -> dict[str, dict[str, Any]]:
         names = [name_of(split, ema=ema) for ema in (False, True)]
