@@ -345,6 +345,7 @@ def test_model_config_has_the_fields_of_the_net() -> None:
         ),
         ({"data__test_scale": 200}, r"test_scale=200.*raise it to 224"),
         ({"num_steps": 0}, r"config.num_steps=0; expected at least 1"),
+        ({"model__width_multiplier": 0.0}, r"width_multiplier=0.0; expected at least"),
         ({"seed": -1}, r"config.seed=-1; expected 0 to"),
         (
             {"optimizer__schedule": "plateau", "data__validation_split": ""},

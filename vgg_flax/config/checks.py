@@ -4,6 +4,7 @@ import dataclasses
 
 from vgg_flax.config import serialization
 from vgg_flax.config.data_settings import DataConfig, mean_and_std
+from vgg_flax.config.regularization_settings import DistillationConfig
 from vgg_flax.config.settings import Config, ModelConfig, fields
 from vgg_flax.errors import ConfigError
 
@@ -26,6 +27,7 @@ def check(config: Config) -> Config:
             "config.optimizer.schedule='plateau' watches the validation split, and "
             "config.data.validation_split is empty; give one, such as 'train[90%:]'"
         )
+    _check_distillation(config.distillation)
     watching = {
         "early_stopping_patience": config.early_stopping_patience > 0,
         "test_step": config.test_step == "best",
@@ -67,6 +69,16 @@ def _check_optimizer(config: Config) -> None:
             "config.shard_fc=True with config.optimizer.name='custom': each replica "
             "would give it its own rows of the FC kernels only, and what it does over "
             "a whole kernel, such as a norm, would be wrong; set shard_fc=False"
+        )
+
+
+def _check_distillation(settings: DistillationConfig) -> None:
+    """Sees that there is a teacher where something is said of one."""
+    if not settings.teacher and settings != DistillationConfig():
+        raise ConfigError(
+            f"config.distillation.weight={settings.weight}, temperature="
+            f"{settings.temperature} are of a teacher, and there is none; give one: "
+            "--config.distillation.teacher=WEIGHTS"
         )
 
 

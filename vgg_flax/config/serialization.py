@@ -30,6 +30,15 @@ def from_dict(values: dict[str, Any]) -> Config:
     rules = dacite.Config(strict=True, type_hooks={float: _to_float})
     try:
         return dacite.from_dict(Config, _to_tuples(values), rules)
+    except dacite.WrongTypeError as error:
+        path = error.field_path or ""
+        value: Any = values
+        for part in path.split("."):
+            value = value[part]
+        types = {field.name: field.type for field in fields()}
+        raise ConfigError(
+            f"config.{path}={value!r}; expected {types.get(path, 'a section')}"
+        ) from error
     except dacite.DaciteError as error:
         raise ConfigError(f"config: {error}") from error
 

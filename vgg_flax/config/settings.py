@@ -34,7 +34,7 @@ class ModelConfig:
     num_classes: int = setting(1000, "width of fc8; 0: as the data have", low=0)
     in_channels: int = setting(3, "1 for grey images, 3 for RGB", low=1, high=3)
     width_multiplier: float = setting(
-        1.0, "factor of the convolutions' widths (64, 128, 256, 512, 512)"
+        1.0, "factor of the convolutions' widths (64, 128, 256, 512, 512)", low=0.001
     )
     fc_widths: tuple[int, int] = setting((4096, 4096), "widths of fc6 and fc7", low=1)
     fc6_window: int = setting(

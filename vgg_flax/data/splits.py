@@ -91,7 +91,12 @@ def resolved(config: DataConfig) -> DataConfig:
     ]
     if not asked:
         return config
-    if config.name != "folder" or not config.data_dir:
+    if config.name == "folder" and not config.data_dir:
+        raise DataError(
+            "config.data.name='folder', and config.data.data_dir is empty; give the "
+            "folder that holds SPLIT/CLASS/*, or a table: --config.data.data_dir=DIR"
+        )
+    if config.name != "folder":
         raise DataError(
             f"config.data.{asked[0]}='auto' is what a folder or a table has, and "
             f"config.data.name={config.name!r}, data_dir={config.data_dir!r}; name the "

@@ -83,7 +83,8 @@ def save(
         write(temporary, tensors, metadata.write(net.card, bgr=bgr))
     summary = f"{format}'s names and pixels"
     if not is_native:
-        pixels = f"feed it {net.preprocessing}, RGB"
+        rgb = ", RGB" if net.preprocessing.channels == 3 else ""
+        pixels = f"feed it {net.preprocessing}{rgb}"
         summary = f"{format}'s names, but not its pixels: {pixels}"
     elif at_its_sizes != native.preprocessing:
         summary += ", at test scale {test_scale}, crop {crop_size}".format(**sizes)

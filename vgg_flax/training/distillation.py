@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vgg_flax import console, loading, parallel
+from vgg_flax import console, parallel
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError, VGGFlaxError
 from vgg_flax.images.preprocessing import Preprocessing
 from vgg_flax.model import VGG
 from vgg_flax.net import Net
+from vgg_flax.training import borrowing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def load(config: Config, classes: int) -> Net | None:
     if not name:
         return None
     try:
-        net = loading.load(name)
+        net = borrowing.load(name, config.data)
     except VGGFlaxError as error:
         raise ConfigError(f"config.distillation.teacher: {error}") from error
     model, side = net.model, config.data.crop_size

@@ -180,6 +180,11 @@ class Job:
             for remark in split.remarks:
                 told.setdefault(remark, []).append(split.name)
         lines += [f"{', '.join(names)}: {remark}" for remark, names in told.items()]
+        if config.freeze and not config.init_from and not step:
+            lines.append(
+                f"frozen as drawn, for there are no weights in config.init_from: "
+                f"{', '.join(config.freeze)}"
+            )
         if self.fc_shards.shapes:
             lines.append(f"FC kernels: {self.fc_shards.description}")
         return lines + [f"resumed at step {step}"] * (0 < step < plan.total_steps)

@@ -113,7 +113,7 @@ class Measurements:
         if stale < patience:
             return False
         self.log.say(
-            f"{stale} validations without a better {self._deciding.name}: the "
+            f"{stale} validation(s) without a better {self._deciding.name}: the "
             f"run ends (early_stopping_patience={patience})"
         )
         return True

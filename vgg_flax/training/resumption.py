@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from vgg_flax import config as config_lib
-from vgg_flax import console, loading, spelling
+from vgg_flax import console, model, spelling
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError, VGGFlaxError
 from vgg_flax.net import Net
@@ -19,7 +19,7 @@ from vgg_flax.runs.leaves import (
     from_leaves,
     to_leaves,
 )
-from vgg_flax.training import carrying
+from vgg_flax.training import borrowing, carrying
 from vgg_flax.training import state as state_lib
 from vgg_flax.training.job import Job
 from vgg_flax.training.state import TrainState
@@ -152,8 +152,9 @@ def load_weights(config: Config) -> Net | None:
     dtype = "float64" if config.model.dtype == "float64" else None
     is_grey = config.model.in_channels == 1
     try:
-        return loading.load(
+        return borrowing.load(
             config.init_from,
+            config.data,
             include_top=None if head else False,
             in_channels=1 if is_grey and _takes(config, "conv1_1") else None,
             dtype=dtype,
@@ -270,7 +271,28 @@ def _init_from(config: Config, other: Net, state: TrainState) -> TrainState:
         if path not in chosen
         and (config.init_layers or not _is_model(path) or _layer(path) in anew)
     }
-    return from_leaves(state, {**kept, **chosen})
+    try:
+        return from_leaves(state, {**kept, **chosen})
+    except CheckpointError as error:
+        if others := _other_settings(config, other):
+            raise ConfigError(
+                f"config.init_from={config.init_from!r} is of another net: its "
+                f"convolutions go with {' '.join(others)}; say so, or choose with "
+                "config.init_layers what is taken"
+            ) from error
+        raise
+
+
+def _other_settings(config: Config, other: Net) -> list[str]:
+    """The flags with which a run would have the convolutions of another net."""
+    own = state_lib.make_model(config.model)
+    ours = {"variant": model.variant_name(own.variant), "theirs": other.variant}
+    flags = [] if ours["variant"] == ours["theirs"] else [f"variant={other.variant}"]
+    for name in ("width_multiplier", "in_channels", "conv_bias"):
+        value = getattr(other.model, name)
+        if value != getattr(own, name):
+            flags.append(f"{name}={str(value).lower()}")
+    return [f"--config.model.{flag}" for flag in flags]
 
 
 def _new_head(expected: Leaves, theirs: Leaves) -> list[str]:

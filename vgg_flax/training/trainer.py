@@ -237,7 +237,8 @@ class Run:
                 best = self.job.fc_shards.place(self.saver.read(step, ema=ema))
                 self._measurements.measure(split, best, step, ema=ema)
         if not left and split == "test":
-            self.log.say(f"complete: {workdir} is at its last step, {step}")
+            last = self.position.step
+            self.log.say(f"complete: {workdir} is at its last step, {last}")
         else:
             self.log.draw(last=True)
         self.saver.wait()

@@ -8,3 +8,7 @@ class WeightsError(errors.VGGFlaxError):
 
     def __init__(self, message: str):
         super().__init__(errors.printable(message))  # it may hold a stranger's names
+
+
+class UntoldError(WeightsError):
+    """A file that does not tell its pixels, or of which size, for which is asked."""

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from vgg_flax import model as model_lib
 from vgg_flax.model import STAGE_WIDTHS, VGG, layers
-from vgg_flax.weights import WeightsError, card
+from vgg_flax.weights import UntoldError, WeightsError, card
 from vgg_flax.weights.card import ModelCard
 from vgg_flax.weights.containers.onnx_layers import Chain
 from vgg_flax.weights.lineages import axes, layouts, recognition
@@ -112,7 +112,7 @@ def to_weights(
         chain=chain,
     )
     if net.in_channels != pixels.preprocessing.channels:
-        raise WeightsError(
+        raise UntoldError(
             f"its first convolution takes {net.in_channels} channel(s), and the pixels "
             f"of {match.layout.name} have {pixels.preprocessing.channels}: say mean= "
             "and std= (--mean, --std), a number a channel"

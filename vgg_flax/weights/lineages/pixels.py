@@ -13,7 +13,7 @@ import numpy as np
 
 from vgg_flax import errors
 from vgg_flax.images.preprocessing import Preprocessing
-from vgg_flax.weights import WeightsError
+from vgg_flax.weights import UntoldError, WeightsError
 from vgg_flax.weights.containers.onnx_layers import Chain
 from vgg_flax.weights.lineages import axes, graph, layouts, metadata, recognition
 from vgg_flax.weights.lineages.layouts import Pixels
@@ -106,7 +106,7 @@ def find(
         )
         missing.append("crop_size= and test_scale= (--crop-size, --test-scale)")
     if missing:
-        raise WeightsError(f"{'; '.join(unknown)}: say {', and '.join(missing)}")
+        raise UntoldError(f"{'; '.join(unknown)}: say {', and '.join(missing)}")
     if side == pixels.preprocessing.crop_size:
         return pixels
     sizes = {"test_scale": side or 32, "crop_size": side or 32}

@@ -6,7 +6,10 @@ from vgg_flax.weights import WeightsError
 from vgg_flax.weights.lineages import recognition
 from vgg_flax.weights.lineages.recognition import Match, Tensors
 
-_WITHOUT_TOP = "include_top=False (--features-only of convert and describe)"
+_WITHOUT_TOP = (
+    "include_top=False (--features-only of convert and describe), or train a head on "
+    "them: config.init_from"
+)
 
 
 def error(match: Match, tensors: Tensors, problems: Sequence[str]) -> WeightsError:
@@ -26,13 +29,13 @@ def error(match: Match, tensors: Tensors, problems: Sequence[str]) -> WeightsErr
 def _likely_cause(match: Match, tensors: Tensors, problems: Sequence[str]) -> str:
     tops = {slot.foreign for slot in recognition.top_slots(match)}
     missing = {p.removesuffix(": missing") for p in problems if p.endswith(": missing")}
-    if missing and missing <= tops and match.head == "none":
-        return f"The file holds the convolutions only: use {_WITHOUT_TOP}"
     if recognition.top_is_nan(match, tensors):
         return f"Its FC layers are NaN, a features-only file: use {_WITHOUT_TOP}"
     found = {f"{found}: unexpected": name for name, found in match.names.items()}
     others = [found[problem] for problem in problems if problem in found]
     is_head = all(recognition.is_of_head(match.layout, name) for name in others)
+    if missing and missing <= tops and match.head == "none" and not others:
+        return f"The file holds the convolutions only: use {_WITHOUT_TOP}"
     if is_head and missing <= tops and (missing or others):
         return f"Its head is not that of a VGG, or not whole: use {_WITHOUT_TOP}"
     by_names = recognition.recognise(tensors)
