@@ -58,7 +58,7 @@ def test_folders_have_short_safe_names_of_their_own() -> None:
         (["seed=[0, 1]", "seed=[2]"], "seed is given twice"),
         (["seed=[1, 2, 1]"], "has a value twice"),
         (["optimizer.momentum=[1, 1.0]"], "has a value twice"),
-        (["seed=[0, 'a']"], "run of seed='a': config: wrong value type"),
+        (["seed=[0, 'a']"], "run of seed='a': config.seed='a'; expected int"),
         (["optimizer.momentum=[0.5, 2]"], "run of optimizer.momentum=2: .* 0 to 1"),
         (
             ["data.crop_size=[32, 33]", "seed=[0, 1]"],

@@ -425,6 +425,12 @@ def test_auto_is_what_there_is(case: str, tmp_path: pathlib.Path):
     assert (found.train_split, found.validation_split, found.test_split) == expected
 
 
+def test_a_folder_that_is_not_named_is_asked_for() -> None:
+    data = config.DataConfig(name="folder", train_split="auto")
+    with pytest.raises(DataError, match=r"--config\.data\.data_dir=DIR"):
+        splits.resolved(data)
+
+
 def test_auto_never_trains_on_what_it_validates_with(tmp_path: pathlib.Path):
     write_split(tmp_path, "train", cat=2, dog=2)
     whole = dataclasses.replace(settings(tmp_path), train_split="train")

@@ -99,3 +99,26 @@ def test_a_temperature_without_a_teacher_is_refused(tiny_config: Config) -> None
     config = changed(tiny_config, distillation__temperature=4.0)
     with pytest.raises(errors.ConfigError, match="there is none"):
         config_lib.check(config)
+
+
+def test_a_head_of_its_own_is_named_as_the_cause(tmp_path: pathlib.Path) -> None:
+    net = random_net("vgg11_bn", head="none").replace(class_names=())
+    vgg_flax.save(net, tmp_path / "whole.safetensors")
+    arrays = fetch.read(str(tmp_path / "whole.safetensors")).entry(None)
+    arrays = {f"model.{name}": np.asarray(value) for name, value in arrays.items()}
+    head = {"model.head.1.weight": np.ones((3, 32), np.float32)}
+    write_named_safetensors(tmp_path / "lightning.safetensors", {**arrays, **head})
+    with pytest.raises(errors.VGGFlaxError) as caught:
+        vgg_flax.load(tmp_path / "lightning.safetensors", crop_size=32)
+    assert "Its head is not that of a VGG" in str(caught.value)
+    assert "convolutions only" not in str(caught.value)
+
+
+def test_a_value_of_another_type_is_shown_as_it_was_given() -> None:
+    values = {"optimizer": {"layer_rates": ("stage1", 0.1)}}
+    with pytest.raises(errors.ConfigError) as caught:
+        config_lib.from_dict(values)
+    assert str(caught.value) == (
+        "config.optimizer.layer_rates=('stage1', 0.1); expected "
+        "tuple[tuple[str, float], ...]"
+    )
