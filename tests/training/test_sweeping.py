@@ -224,7 +224,9 @@ def test_a_signal_stops_the_whole_sweep(
     process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number
-    assert f"stopped by {number.name} at step" in err.splitlines()[-1]
+    last = err.splitlines()[-1]
+    assert f"stopped by {number.name} at step" in last
+    assert "that was run 1 of 4" in last
     assert [p.name for p in tmp_path.iterdir()] == [first.name]
 
 
@@ -312,3 +314,27 @@ def test_a_table_says_what_is_missing_and_why(tmp_path: pathlib.Path) -> None:
     lines = sweep_table.text(rows, CLASSIFICATION.metrics).splitlines()
     assert "37.50% ± 17.68%" in lines[2] and "incomplete, at step 9" in lines[2]
     assert lines[3].split()[:2] == ["0.9", "0/3"] and "not begun" in lines[3]
+
+
+def test_a_table_has_what_decides_of_an_average_and_of_the_best_step(
+    tmp_path: pathlib.Path,
+) -> None:
+    points = sweep.points(["seed=[0]"], default.get_config())
+    run = tmp_path / points[0].folder
+    write_run(run, {"event": "complete"}, None)
+    records = storage.RecordFile(epath.Path(run) / "metrics.jsonl", [])
+    for step, split, top1 in (
+        (4, "validation", 0.1),
+        (4, "validation_ema", 0.6),
+        (9, "validation", 0.2),
+        (9, "validation_ema", 0.5),
+        (4, "test", 0.3),
+        (4, "test_ema", 0.4),  # of the best step, as the config may ask
+    ):
+        records.append({"step": step, "split": split, "top1": top1, "loss": 0.0})
+    (row,) = sweep_table.rows(points, epath.Path(tmp_path))
+    top1 = Metric("top1", ".2%", is_share=True)
+    for split, value in (("validation", 0.6), ("test", 0.4)):
+        spread = row.spread(split, top1)
+        assert spread is not None
+        assert spread.values == (value,)

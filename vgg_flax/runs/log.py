@@ -18,6 +18,7 @@ from vgg_flax.runs.tensorboard import Board
 from vgg_flax.runs.waiting import MUCH_WAITING
 
 _RECORDS = "metrics.jsonl"
+AVERAGED = "_ema"  # behind a split's name, in records of the params' average
 _DRAW_SECONDS = 10.0  # between two pictures
 
 

@@ -18,12 +18,13 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
 
     A dot is a run, a line goes through the means over seeds. The field is the one with
     the most values, of numbers if there is one; each setting of the others is a line.
-    Test is shown, or validation where there is none; at least one run is complete.
+    Validation is shown, by which one chooses, or test where there is none; at least one
+    run is complete.
     """
     from matplotlib import ticker
     from matplotlib.figure import Figure
 
-    *_, split = sweep_table.splits_of(rows)
+    split, *_ = sweep_table.splits_of(rows)
     name = _field(rows)
     places, is_log = _places([row.values.get(name) for row in rows])
     panels = sweep_table.told_metrics(metrics)

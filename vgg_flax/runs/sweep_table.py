@@ -24,7 +24,8 @@ class Outcome:
 
     Attributes:
       point: which run.
-      records: those of its last step, by split; none of a run that is not complete.
+      records: what its last line tells the test of, and that step's validation, by
+        split; of the average, if there is one. None of a run that is not complete.
       missing: what it is instead of complete, in words; "": it is.
     """
 
@@ -106,11 +107,13 @@ def read_outcome(point: Point, folder: epath.Path) -> Outcome:
     if last["event"] == "error":
         what = "diverged" if last["type"] == _DIVERGED else last["type"]
         return Outcome(point, {}, f"{what} at step {step}")
-    records = {
-        record["split"]: record
-        for record in log.read_records(folder)
-        if record["step"] == step and record["split"] != "train"
-    }
+    told = [r for r in log.read_records(folder) if r["split"] != "train"]
+    if any(record["split"].endswith(log.AVERAGED) for record in told):
+        told = [record for record in told if record["split"].endswith(log.AVERAGED)]
+    named = [(record["split"].removesuffix(log.AVERAGED), record) for record in told]
+    tested = [record["step"] for split, record in named if split == "test"]
+    of_step = tested[-1] if tested else step  # the best's, where that is asked for
+    records = {split: record for split, record in named if record["step"] == of_step}
     if last["event"] != "complete" or not records:
         return Outcome(point, {}, f"incomplete, at step {step}")
     return Outcome(point, records, "")

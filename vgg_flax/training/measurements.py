@@ -8,6 +8,7 @@ from typing import Any
 from vgg_flax import metrics as metrics_lib
 from vgg_flax import parallel
 from vgg_flax.parallel import distributed
+from vgg_flax.runs import log
 from vgg_flax.runs.events import Events
 from vgg_flax.runs.log import Log
 from vgg_flax.training import validation
@@ -16,7 +17,7 @@ from vgg_flax.training.job import Job
 
 def name_of(split: str, *, ema: bool) -> str:
     """Of a split's records: those of the average stand beside."""
-    return f"{split}_ema" if ema else split
+    return split + log.AVERAGED * ema
 
 
 @dataclasses.dataclass

@@ -71,6 +71,12 @@ def run(
             _say(f"{name} diverged: {error}")
         except ConfigError as error:
             raise ConfigError(f"the sweep's run {name}: {error}") from error
+        except Interrupted as stop:
+            raise Interrupted(
+                f"{stop}, and the sweep behind it: that was run {number + 1} of "
+                f"{len(points)}",
+                stop.exit_code,
+            ) from stop
         # What it had on the devices: cycles keep it, and JAX its programs.
         gc.collect()
         jax.clear_caches()
