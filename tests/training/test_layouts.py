@@ -149,7 +149,7 @@ def layouts(
         outputs = run(chosen, workdirs[name], name, PROGRAM + NOTE_EXAMPLES)
         assert f"{count * devices} x cpu in {count} process(es)" in outputs[0]
         # The others say nothing of the run; Gloo's greetings may be interleaved.
-        for ours in ("devices:", "parameters:", "step ", "test top1"):
+        for ours in ("devices:", "parameters:", "step ", "test_ema top1"):
             assert ours in outputs[0]
             assert not any(ours in out for out in outputs[1:])
     return recipes, workdirs
