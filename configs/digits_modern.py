@@ -2,8 +2,9 @@
 
 command   python train.py --config=configs/digits_modern.py
 hardware  two CPU cores
-time      not measured yet
-result    not measured yet
+time      103 s from start to result, measured on two x86 cores beside other work
+result    measured there, seed 0: test top-1 98.33% (354 of 360) of the average, 98.61%
+          of the params; configs/default.py: 99.17%
 
 No TrivialAugmentWide, CutMix and erasing: 8x8 pixels of a digit have nothing to spare.
 """
