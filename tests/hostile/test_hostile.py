@@ -81,9 +81,9 @@ def test_small_files_ask_for_little(
 def test_damaged_files_are_refused_or_whole(
     file_format: str, tmp_path: pathlib.Path
 ) -> None:
-    files = hostile.cases(file_format, "damaged", 60, 1, tmp_path)
+    files = hostile.cases(file_format, "damaged", 40, 1, tmp_path)
     done = hostile.open_all(files, jobs=1)
-    assert len(done) == 60
+    assert len(done) == 40
     assert [case for case in done if not case.is_right] == []
 
 
