@@ -569,7 +569,7 @@ def test_init_from_takes_the_papers_layers_or_all_of_them(
     params = resumption.new_state(whole, weights).params
     jax.tree.map(np.testing.assert_array_equal, params, source)
     wrong = changed(deeper, init_layers=())
-    with pytest.raises(checkpoint.CheckpointError, match="conv1_2/kernel: missing"):
+    with pytest.raises(errors.ConfigError, match=r"--config\.model\.variant=vgg11"):
         trainer.train_and_evaluate(wrong, tmp_path / "wrong")
     wrong = changed(deeper, init_layers=("conv9_9",))
     with pytest.raises(errors.ConfigError, match="conv9_9"):
