@@ -24,10 +24,11 @@ def load(path_or_name: epath.PathLike, data: DataConfig, **options: Any) -> Net:
     try:
         return loading.load(path_or_name, **options)
     except UntoldError as error:
-        sizes = {"crop_size": data.crop_size, "test_scale": data.test_scale}
-        colors = {"mean": data.mean, "std": data.std} if data.mean and data.std else {}
+        more: Any = {"crop_size": data.crop_size, "test_scale": data.test_scale}
+        if data.mean and data.std:
+            more |= {"mean": data.mean, "std": data.std}
         try:
-            return loading.load(path_or_name, **options, **sizes, **colors)
+            return loading.load(path_or_name, **options, **more)
         except UntoldError:
             raise WeightsError(
                 f"{errors.shown(str(path_or_name))}: {error}; of a run, it is what "
