@@ -76,7 +76,7 @@ def define_flags(
         "sweep",
         [],
         "NAME=VALUES, again for each of several fields: trains with each of VALUES, a "
-        "Python list, each in a folder of the workdir (docs/training.md)",
+        "Python list, each in a folder of the workdir (docs/recipes.md)",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(

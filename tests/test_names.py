@@ -74,16 +74,17 @@ def run(net: Net, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def said(*arguments: str, code: int = 0) -> str:
     """What a command prints to a terminal that has UTF-8 and no more."""
+    screens = [io.BytesIO(), io.BytesIO()]
     streams = [
-        io.TextIOWrapper(io.BytesIO(), "utf-8", errors=errors, write_through=True)
-        for errors in ("strict", "backslashreplace")
+        io.TextIOWrapper(screen, "utf-8", errors=errors, write_through=True)
+        for screen, errors in zip(screens, ("strict", "backslashreplace"), strict=True)
     ]
     with (
         contextlib.redirect_stdout(streams[0]),
         contextlib.redirect_stderr(streams[1]),
     ):
         assert cli.main(arguments) == code
-    texts = [stream.buffer.getvalue().decode() for stream in streams]  # type: ignore
+    texts = [screen.getvalue().decode() for screen in screens]
     for text in texts:
         assert all(line.isprintable() for line in text.split("\n"))
     return texts[0]
@@ -244,8 +245,9 @@ def test_a_run_directory_that_is_no_utf8_is_refused_before_anything_is_made(
 def test_a_terminal_without_a_letter_shows_its_escape(
     run: str, photos: tuple[str, list[str]]
 ) -> None:
-    stream = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+    screen = io.BytesIO()
+    stream = io.TextIOWrapper(screen, "ascii", write_through=True)
     with contextlib.redirect_stdout(stream):
         assert cli.main(["predict", run, *photos[1], "--top=8"]) == 0
-    text = stream.buffer.getvalue().decode("ascii")  # type: ignore
+    text = screen.getvalue().decode("ascii")
     assert "\\u6771\\u4eac" in text and sys.stdout is not stream

@@ -1,5 +1,6 @@
 """ONNX files that ask for much."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -45,6 +46,16 @@ def _padded(graph: bytes) -> bytes:
     return onnx(graph, field(25, bytes(900_000 - len(graph))))
 
 
+def _long_for_many(operator: str) -> bytes:
+    """Very many nodes, each of which is told its sizes or axes by one long constant."""
+
+    def one(number: int) -> bytes:
+        return node(operator.encode(), [b"a", b"s"], b"%d" % number)
+
+    constant = onnx_tensor(b"a", 1, b"\x01", bytes(4))
+    return _padded(IMAGE + LONG_INTS + constant + _of_nodes(1300, one))
+
+
 def _elsewhere(place: str, dtype: int = 1) -> bytes:
     """A constant that is kept in another file."""
     pair = field(1, b"location") + field(2, place.encode())
@@ -74,24 +85,10 @@ ONNX: dict[str, Callable[[], bytes]] = {
             ),
         )
     ),
-    "a long shape for many": lambda: _padded(
-        IMAGE
-        + LONG_INTS
-        + onnx_tensor(b"a", 1, b"\x01", bytes(4))
-        + _of_nodes(1300, lambda i: node(b"Reshape", [b"a", b"s"], b"%d" % i))
-    ),
-    "long axes for many": lambda: _padded(
-        IMAGE
-        + LONG_INTS
-        + onnx_tensor(b"a", 1, b"\x01", bytes(4))
-        + _of_nodes(1300, lambda i: node(b"Unsqueeze", [b"a", b"s"], b"%d" % i))
-    ),
-    "long squeezes for many": lambda: _padded(
-        IMAGE
-        + LONG_INTS
-        + onnx_tensor(b"a", 1, b"\x01", bytes(4))
-        + _of_nodes(1300, lambda i: node(b"Squeeze", [b"a", b"s"], b"%d" % i))
-    ),
+    **{
+        f"long integers for {operator}": functools.partial(_long_for_many, operator)
+        for operator in ("Reshape", "Unsqueeze", "Squeeze")
+    },
     "long ends of many slices": lambda: _padded(
         field(11, field(1, b"x") + field(2, field(1, b"\x08\x01")))
         + onnx_tensor(b"s", 7, varint(LONG // 8), b"\x80" + b"\xff" * (LONG - 1))

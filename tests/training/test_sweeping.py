@@ -316,6 +316,23 @@ def test_a_table_says_what_is_missing_and_why(tmp_path: pathlib.Path) -> None:
     assert lines[3].split()[:2] == ["0.9", "0/3"] and "not begun" in lines[3]
 
 
+def test_of_equal_means_the_smaller_loss_is_the_best(tmp_path: pathlib.Path) -> None:
+    """0.35 and 0.425 have a mean of 0.3875, and in floats one that is smaller."""
+    flags = ["optimizer.momentum=[0.5, 0.9]", "seed=[0, 1]"]
+    points = sweep.points(flags, default.get_config())
+    for point, top1, loss in zip(
+        points, (0.35, 0.425, 0.375, 0.4), (1.0, 1.1, 1.2, 1.3), strict=True
+    ):
+        run = tmp_path / point.folder
+        write_run(run, {"event": "complete"}, None)
+        records = storage.RecordFile(epath.Path(run) / "metrics.jsonl", [])
+        record = {"step": 9, "split": "validation", "top1": top1, "loss": loss}
+        records.append(record)
+    rows = sweep_table.rows(points, epath.Path(tmp_path))
+    last = sweep_table.text(rows, CLASSIFICATION.metrics).splitlines()[-1]
+    assert last.startswith("best by validation top1: optimizer.momentum=0.5: 38.75%")
+
+
 def test_a_table_has_what_decides_of_an_average_and_of_the_best_step(
     tmp_path: pathlib.Path,
 ) -> None:

@@ -93,8 +93,8 @@ def _ingredients(options: argparse.Namespace) -> list[Callable[[], Any]]:
 def _load(options: argparse.Namespace, weights: str, step: int | str) -> Any:
     options = argparse.Namespace(**{**vars(options), "step": step})
     net = weights_options.load(options, weights)
-    is_told = step != "last"
-    return net.replace(source=f"{net.source}, step {step}") if is_told else net
+    told = [f"step {step}"] * (step != "last") + ["the average"] * options.ema
+    return net.replace(source=", ".join([net.source, *told]))
 
 
 def _greedy(options: argparse.Namespace, loads: list[Callable[[], Any]]) -> Any:

@@ -78,10 +78,10 @@ def load(options: argparse.Namespace, weights: str, **partly: Any) -> Any:
     if orientation is not None:
         pixels = dataclasses.replace(pixels, orientation=orientation)
     console.say(
-        f"loaded {net.variant} from {net.source}, sha256 {net.sha256}; test scale "
-        f"{pixels.test_scale}, crop {pixels.crop_size}"
-        + ", turned as EXIF says"
-        * (pixels.orientation == "exif")
+        f"loaded {net.variant} from {net.source}, sha256 {net.sha256}; "
+        + "the params' average, " * options.ema
+        + f"test scale {pixels.test_scale}, crop {pixels.crop_size}"
+        + ", turned as EXIF says" * (pixels.orientation == "exif")
     )
     return net.replace(preprocessing=pixels)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -171,18 +172,29 @@ def text(rows: Sequence[Row], metrics: Metrics) -> str:
 def _best(rows: Sequence[Row], metrics: Metrics) -> list[str]:
     """A line, where there is a choice: by test only if there is no validation.
 
-    Of the rows all of whose runs are complete: the others' means may lack the worst.
+    Of the rows all of whose runs are complete: the others' means may lack the worst. Of
+    equal ones, but for the rounding of a mean, the one with the smaller loss.
     """
-    metric = metrics_lib.deciding(metrics)
-    for split in splits_of(rows)[:1]:
-        whole = (row for row in rows if not row.missing)
-        spreads = [(row.spread(split, metric), row) for row in whole]
-        known = [(spread, row) for spread, row in spreads if spread]
-        if len(known) > 1:
-            spread, row = max(known, key=lambda one: metric.score(one[0].mean)[1])
-            setting = ", ".join(f"{name}={v!r}" for name, v in row.values.items())
-            return [f"best by {split} {metric.name}: {setting}: {spread.text(metric)}"]
-    return []
+    there = splits_of(rows)
+    if not there:
+        return []
+    split, metric = there[0], metrics_lib.deciding(metrics)
+
+    def mean(row: Row, metric: Metric) -> float:
+        spread = row.spread(split, metric)
+        return spread.mean if spread else math.nan
+
+    def rank(row: Row) -> tuple[float, float]:
+        return round(metric.score(mean(row, metric))[1], 9), -mean(row, metrics[0])
+
+    whole = [row for row in rows if not row.missing and row.spread(split, metric)]
+    if len(whole) < 2:
+        return []
+    best = max(whole, key=rank)
+    setting = ", ".join(f"{name}={v!r}" for name, v in best.values.items())
+    spread = best.spread(split, metric)
+    assert spread is not None  # as of all of `whole`
+    return [f"best by {split} {metric.name}: {setting}: {spread.text(metric)}"]
 
 
 def write_csv(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:

@@ -35,6 +35,7 @@ class Measurements:
     log: Log
     events: Events
     after_batch: Callable[[], None]
+    _compiled: Any = dataclasses.field(default=None, init=False)  # the step, once made
 
     def __post_init__(self) -> None:
         """Sees that all processes know the same validations, which may end the run.
@@ -138,5 +139,3 @@ class Measurements:
         if self._compiled is None:
             self._compiled = self.job.compile_eval_step(variables)
         return self._compiled
-
-    _compiled: Any = dataclasses.field(default=None, init=False)

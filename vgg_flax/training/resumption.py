@@ -285,9 +285,9 @@ def _init_from(config: Config, other: Net, state: TrainState) -> TrainState:
 
 def _other_settings(config: Config, other: Net) -> list[str]:
     """The flags with which a run would have the convolutions of another net."""
-    own = state_lib.make_model(config.model)
-    ours = {"variant": model.variant_name(own.variant), "theirs": other.variant}
-    flags = [] if ours["variant"] == ours["theirs"] else [f"variant={other.variant}"]
+    own, flags = state_lib.make_model(config.model), list[str]()
+    if model.variant_name(own.variant) != other.variant:
+        flags.append(f"variant={other.variant}")
     for name in ("width_multiplier", "in_channels", "conv_bias"):
         value = getattr(other.model, name)
         if value != getattr(own, name):

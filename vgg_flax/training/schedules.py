@@ -52,11 +52,15 @@ def make_schedule(
     }[config.schedule]()
     if not warmup_steps:
         return main
-    warmup = optax.linear_schedule(first, peak, warmup_steps)
+    rise = optax.linear_schedule(first, peak, warmup_steps)
     if config.schedule == "one_cycle":
-        below = optax.cosine_decay_schedule(peak - first, warmup_steps)
-        warmup = lambda step: peak - below(step)  # noqa: E731
-    return optax.join_schedules([warmup, main], [warmup_steps])
+        rise = _cosine_rise(first, peak, warmup_steps)
+    return optax.join_schedules([rise, main], [warmup_steps])
+
+
+def _cosine_rise(first: float, peak: float, steps: int) -> optax.Schedule:
+    below = optax.cosine_decay_schedule(peak - first, steps)
+    return lambda step: peak - below(step)
 
 
 class Plateau(struct.PyTreeNode):
