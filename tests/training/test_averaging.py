@@ -156,7 +156,7 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(
     validated = [r for r in log.read_records(tmp_path) if r["split"] == "validation"]
     assert len(validated) == 3
     assert record["step"] == validated[-1]["step"] < 12
-    assert "2 validations without a better top1" in capsys.readouterr().out
+    assert "2 validation(s) without a better top1" in capsys.readouterr().out
     again = trainer.train_and_evaluate(config, tmp_path)
     assert {**again, "time": 0} == {**record, "time": 0}
     longer = changed(config, early_stopping_patience=0)

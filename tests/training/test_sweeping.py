@@ -138,7 +138,10 @@ def test_a_sweep_trains_every_setting_and_tells_them_in_a_table(
             f"{float(row['test_top1']):.2%} ± {float(row['test_top1_std']):.2%} ("
             in (line)
         )
-    best = max(table(workdir), key=lambda row: float(row["validation_top1"]))
+    best = max(
+        table(workdir),
+        key=lambda row: (float(row["validation_top1"]), -float(row["validation_loss"])),
+    )
     rate = best["optimizer.learning_rate"]
     assert printed[4].startswith(
         f"best by validation top1: optimizer.learning_rate={rate}: "
