@@ -223,6 +223,18 @@ def test_a_step_takes_as_many_channels_as_the_net_also_where_weights_tell_the_pi
     assert program.per_chip_batch == 2
 
 
+def test_the_training_step_is_that_of_the_largest_views(
+    bare_config: config_lib.Config,
+) -> None:
+    sides = ((0.0, 32), (1.0, 40), (2.0, 36))
+    config = changed(
+        bare_config, data__crop_size_by_epoch=sides, data__train_scale=(40, 40)
+    )
+    for name, side in (("train", 40), ("evaluate", 32)):
+        program = program_lib.compile_program(name, config, jax.devices()[:2], 2)
+        assert program.image_size == (side, side)
+
+
 def test_the_largest_batch_is_found() -> None:
     tried = []
 

@@ -130,6 +130,7 @@ IN_TEST_TRAINER = {
     "init_layers",
     "resume_with_changes",
 }
+IN_TEST_VIEWS_BY_EPOCH = {"data.crop_size_by_epoch", "data.train_scale_by_epoch"}
 IN_TEST_DATASET = {"data.cache"}
 IN_TEST_PROFILING = {"profile.start_step", "profile.num_steps"}
 IN_TEST_PROCESSES = {"step_timeout_seconds"}
@@ -244,6 +245,7 @@ def test_every_field_is_probed_somewhere() -> None:
         *IN_TEST_FOLDER,
         *IN_TEST_TRAINER,
         *IN_TEST_DATASET,
+        *IN_TEST_VIEWS_BY_EPOCH,
         *IN_TEST_PROFILING,
         *IN_TEST_PROCESSES,
         *IN_TEST_SHARDS,

@@ -18,7 +18,8 @@ from vgg_flax.runs.leaves import Checkpoint, to_leaves
 from vgg_flax.training import resumption, trainer
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
-from vgg_flax.training.job import Job, check_fits
+from vgg_flax.training.fitting import check_net
+from vgg_flax.training.job import Job
 
 RATE = 0.05
 
@@ -159,7 +160,7 @@ def test_names_and_rates_that_cannot_be_are_told(
     fields: Any, said: str, config: config_lib.Config
 ) -> None:
     with pytest.raises(errors.ConfigError, match=said):
-        check_fits(config_lib.check(changed(config, **fields)), 8)
+        check_net(config_lib.check(changed(config, **fields)), 8)
 
 
 def read(workdir: pathlib.Path, step: int) -> Checkpoint:

@@ -19,7 +19,7 @@ import optax
 from vgg_flax import config as config_lib
 from vgg_flax import errors, parallel
 from vgg_flax.aot.chips import CHIPS, Chip
-from vgg_flax.config import Config
+from vgg_flax.config import Config, DataConfig
 from vgg_flax.data import batches
 from vgg_flax.errors import VGGFlaxError
 from vgg_flax.evaluation import posteriors
@@ -152,7 +152,11 @@ def compile_program(
             f"config.distillation.teacher={config.distillation.teacher!r}: a step with "
             "a teacher is not compiled ahead of its run; leave it out"
         )
-    size = (config.data.crop_size, config.data.crop_size)
+    views = config.data
+    if name == "train":  # the largest that it comes to
+        stages = (data for _, data in config_lib.training_stages(config.data))
+        views = max(stages, key=lambda data: data.crop_size)
+    size = (views.crop_size, views.crop_size)
     if name == "dense":
         size = image_size or (config.data.test_scale, config.data.test_scale * 4 // 3)
     shards = parallel.UNCUT
@@ -163,7 +167,7 @@ def compile_program(
     kinds = {"params": state.params, "batch_stats": state.batch_stats}
     if name == "train":
         kinds |= {"optimizer": state.opt_state, "ema": state.ema}
-    batch = _batch_shapes(name, config, (chips, each), size)
+    batch = _batch_shapes(name, views, (chips, each), size)
     mapped = parallel.pmap_step(
         _make_step(name, config, objective, shards, optimizer),
         donate_state=name == "train",
@@ -232,11 +236,11 @@ def _make_step(
 
 
 def _batch_shapes(
-    name: str, config: Config, lead: tuple[int, int], size: tuple[int, int]
+    name: str, data: DataConfig, lead: tuple[int, int], size: tuple[int, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     if name != "dense":
-        return batches.batch_shapes(config.data, lead, train=name == "train")
-    image = (*lead, *size, config.model.in_channels)
+        return batches.batch_shapes(data, lead, train=name == "train")
+    image = (*lead, *size, len(config_lib.mean_and_std(data)[0]))
     return {
         "image": jax.ShapeDtypeStruct(image, jnp.uint8),
         "size": jax.ShapeDtypeStruct((*lead, 2), jnp.int32),

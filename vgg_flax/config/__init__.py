@@ -7,7 +7,11 @@ from vgg_flax.config.colors import (
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
-from vgg_flax.config.data_settings import DataConfig, mean_and_std
+from vgg_flax.config.data_settings import (
+    DataConfig,
+    mean_and_std,
+    training_stages,
+)
 from vgg_flax.config.field import Field
 from vgg_flax.config.regularization_settings import (
     AveragingConfig,
@@ -47,4 +51,5 @@ __all__ = [
     "from_dict",
     "mean_and_std",
     "to_json",
+    "training_stages",
 ]

@@ -1,9 +1,14 @@
 """Types, choices and ranges of a config, checked once, at the border."""
 
 import dataclasses
+import math
 
 from vgg_flax.config import serialization
-from vgg_flax.config.data_settings import DataConfig, mean_and_std
+from vgg_flax.config.data_settings import (
+    DataConfig,
+    mean_and_std,
+    training_stages,
+)
 from vgg_flax.config.regularization_settings import DistillationConfig
 from vgg_flax.config.settings import Config, ModelConfig, fields
 from vgg_flax.errors import ConfigError
@@ -96,18 +101,11 @@ def _check_channels(config: Config) -> None:
 
 
 def _check_data(data: DataConfig, model: ModelConfig) -> None:
-    for name, pair in (
-        ("train_scale", data.train_scale),
-        ("crop_area", data.crop_area),
-    ):
-        if pair[0] > pair[1]:
-            raise ConfigError(f"config.data.{name}={pair}; expected (low, high)")
-    smallest = data.train_scale[0] + 2 * data.padding * (data.train_view == "pad_crop")
-    if data.train_view != "resized_crop" and smallest < data.crop_size:
+    if data.crop_area[0] > data.crop_area[1]:
         raise ConfigError(
-            f"config.data.train_scale={data.train_scale} is smaller than "
-            f"config.data.crop_size={data.crop_size}; raise it to {data.crop_size}"
+            f"config.data.crop_area={data.crop_area}; expected (low, high)"
         )
+    _check_stages(data)
     if data.test_scale < data.crop_size:
         raise ConfigError(
             f"config.data.test_scale={data.test_scale} is smaller than "
@@ -132,6 +130,39 @@ def _check_data(data: DataConfig, model: ModelConfig) -> None:
     square = [len(row) for row in data.color_eigenvectors]
     if len(data.color_eigenvalues) != 3 or square != [3, 3, 3]:
         raise ConfigError("config.data: expected 3 color_eigenvalues, 3x3 eigenvectors")
+
+
+def _check_stages(data: DataConfig) -> None:
+    """Sees that the views of training can be made, from each epoch on."""
+    for name in ("crop_size_by_epoch", "train_scale_by_epoch"):
+        rows = getattr(data, name)
+        epochs = [row[0] for row in rows]
+        if epochs != sorted({e for e in epochs if 0 <= e < math.inf}):
+            raise ConfigError(
+                f"config.data.{name}={rows} begins at epochs {epochs}; expected each "
+                "later than the one before, the first 0 or later"
+            )
+        if any(size < 1 for row in rows for size in row[1:]):
+            raise ConfigError(f"config.data.{name}={rows}; expected at least 1 pixel")
+    if data.train_scale_by_epoch and data.train_view == "resized_crop":
+        raise ConfigError(
+            f"config.data.train_scale_by_epoch={data.train_scale_by_epoch} is of the "
+            "views 'paper' and 'pad_crop', and config.data.train_view='resized_crop' "
+            "has no S; leave it out, or use one of them"
+        )
+    for epoch, stage in training_stages(data):
+        (low, high), side = stage.train_scale, stage.crop_size
+        when = f" from epoch {epoch:g} on" if epoch else ""
+        if low > high:
+            raise ConfigError(
+                f"config.data.train_scale={(low, high)}{when}; expected (low, high)"
+            )
+        smallest = low + 2 * data.padding * (data.train_view == "pad_crop")
+        if data.train_view != "resized_crop" and smallest < side:
+            raise ConfigError(
+                f"config.data.train_scale={(low, high)}{when} is smaller than "
+                f"config.data.crop_size={side}; raise it to {side}"
+            )
 
 
 def check_batch(name: str, batch_size: int, multiple: int, of_what: str) -> None:

@@ -69,6 +69,16 @@ class DataConfig:
     crop_size: int = setting(
         224, "side in pixels of what the net is given, in training and test", low=1
     )
+    crop_size_by_epoch: tuple[tuple[float, int], ...] = setting(
+        (),
+        "rows (epoch, side): the side of training views from that epoch on, which is "
+        "crop_size before; test stays at that",
+    )
+    train_scale_by_epoch: tuple[tuple[float, int, int], ...] = setting(
+        (),
+        "paper, pad_crop: rows (epoch, low, high): S from that epoch on, which is "
+        "train_scale before",
+    )
     crop_area: tuple[float, float] = setting(
         (0.08, 1.0),
         "resized_crop: smallest and largest share of the image's area",
@@ -160,4 +170,26 @@ def mean_and_std(data: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]
     return (
         colors.IMAGENET_MEAN if data.mean is None else data.mean,
         colors.IMAGENET_STD if data.std is None else data.std,
+    )
+
+
+def training_stages(data: DataConfig) -> tuple[tuple[float, DataConfig], ...]:
+    """What training sees from when on: `(epoch, settings)`, the first from epoch 0."""
+    crops, scales = data.crop_size_by_epoch, data.train_scale_by_epoch
+    starts = sorted({0.0, *(row[0] for row in (*crops, *scales))})
+    return tuple(
+        (
+            start,
+            dataclasses.replace(
+                data,
+                crop_size=[data.crop_size, *(c for e, c in crops if e <= start)][-1],
+                train_scale=[
+                    data.train_scale,
+                    *((low, high) for e, low, high in scales if e <= start),
+                ][-1],
+                crop_size_by_epoch=(),
+                train_scale_by_epoch=(),
+            ),
+        )
+        for start in starts
     )

@@ -1,5 +1,6 @@
 """Metrics between two log records, and the speed, one step behind."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +61,7 @@ class Meter:
         self._faster_data, self._waiting = faster_data, Waiting()
         self._pending: list[tuple[int, Any]] = []
         self._start_window()
-        self.restart_clock()
+        self._restart_clock()
         self._speed: float | None = None  # seconds a step
         self._announced = self._told_waiting = False
 
@@ -80,7 +81,14 @@ class Meter:
         while self._pending:
             self._read()
 
-    def restart_clock(self) -> None:
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Reads the step just sent; leaves what follows (saving) out of the speed."""
+        self.read_all()
+        yield
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
         """Leaves the time since the last step (evaluating, saving) out of the speed."""
         self._clock, self._clocked_steps = time.perf_counter(), 0
         self._goodput.rest()

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vgg_flax import config as config_lib
 from vgg_flax import console, parallel
 from vgg_flax.config import Config
 from vgg_flax.errors import ConfigError, VGGFlaxError
@@ -114,7 +115,8 @@ def load(config: Config, classes: int) -> Net | None:
         net = borrowing.load(name, config.data)
     except VGGFlaxError as error:
         raise ConfigError(f"config.distillation.teacher: {error}") from error
-    model, side = net.model, config.data.crop_size
+    model = net.model
+    side = min(data.crop_size for _, data in config_lib.training_stages(config.data))
     why = net.card.no_classes()
     if why is None and model.num_classes != classes:
         why = f"it has {model.num_classes} classes, and the net that learns {classes}"
@@ -126,7 +128,7 @@ def load(config: Config, classes: int) -> Net | None:
     if why is None and model.smallest_image > side:
         why = (
             f"it takes images of {model.smallest_image} pixels or more, and "
-            f"config.data.crop_size={side}"
+            f"training's smallest are of {side} (config.data.crop_size)"
         )
     if why is not None:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,20 +13,19 @@ from etils import epath
 
 from vgg_flax import config as config_lib
 from vgg_flax import parallel, storage
-from vgg_flax.config import Config
+from vgg_flax.config import Config, DataConfig
 from vgg_flax.data import batches, splits
 from vgg_flax.data.batches import Batch, Shard, Skipped
 from vgg_flax.data.splits import Split
-from vgg_flax.errors import ConfigError
 from vgg_flax.net import Net
 from vgg_flax.parallel import distributed
 from vgg_flax.runs import directory
 from vgg_flax.training import (
     distillation,
+    fitting,
     objectives,
     optimizers,
     schedules,
-    selection,
 )
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
@@ -90,11 +90,11 @@ class Job:
         resolved = splits.resolved(config.data)
         config = config_lib.check(dataclasses.replace(config, data=resolved))
         # The same for any number of classes, which may be the data's.
-        check_fits(_with_classes(config, 1), jax.device_count())
+        fitting.check_net(_with_classes(config, 1), jax.device_count())
         opened = _open_splits(config, objective)
         if objective.has_classes:
             config = _with_classes(config, len(opened["train"].class_names))
-        check_targets(config, objective)
+        fitting.check_targets(config, objective)
         job = cls(
             config,
             storage.expanded(workdir),
@@ -175,6 +175,13 @@ class Job:
                 f"the config asks for {plan.asked_steps:,} steps, and the run is at "
                 f"step {plan.start_step:,}: nothing more is trained"
             )
+        for first, data in self.stages[1:]:
+            low, high = data.train_scale
+            scale = "" if data.train_view == "resized_crop" else f", S {low} to {high}"
+            lines.append(
+                f"from step {first:,}, epoch {plan.epoch_at(first):.1f}, on: training "
+                f"views of {data.crop_size} pixels{scale}"
+            )
         told: dict[str, list[str]] = {}  # slices of a folder have the same to tell
         for split in self.splits.values():
             for remark in split.remarks:
@@ -189,16 +196,32 @@ class Job:
             lines.append(f"FC kernels: {self.fc_shards.description}")
         return lines + [f"resumed at step {step}"] * (0 < step < plan.total_steps)
 
+    @functools.cached_property
+    def stages(self) -> tuple[tuple[int, DataConfig], ...]:
+        """What training sees: `(updates before it begins, settings)`, in order."""
+        return tuple(
+            (self.plan.first_step_of(epoch), data)
+            for epoch, data in config_lib.training_stages(self.config.data)
+        )
+
+    def train_data(self, step: int) -> DataConfig:
+        """The settings of the batch that comes after `step` updates."""
+        return [data for first, data in self.stages if first <= step][-1]
+
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """This process's batches from `start_step` on, without end."""
-        return batches.train_batches(
-            self.config.data,
-            self.splits["train"],
-            seed=self.config.seed,
-            start_example=self.plan.examples_at(start_step),
-            shard=self.shard,
-            skipped=self.skipped,
-        )
+        later = sorted({first for first, _ in self.stages if first > start_step})
+        for step, end in itertools.pairwise([start_step, *later, None]):
+            assert step is not None  # only the last end is
+            made = batches.train_batches(
+                self.train_data(step),
+                self.splits["train"],
+                seed=self.config.seed,
+                start_example=self.plan.examples_at(step),
+                shard=self.shard,
+                skipped=self.skipped,
+            )
+            yield from itertools.islice(made, end and end - step)
 
     def eval_batches(self, name: str) -> Iterator[Batch]:
         """This process's batches of a whole split, in order."""
@@ -207,14 +230,19 @@ class Job:
             self.config.data, split, shard=self.shard, skipped=self.skipped
         )
 
-    def compile_train_step(self, state: TrainState) -> Any:
-        """The mapped training step for a placed state: see `parallel.compile_step`."""
+    def compile_train_step(self, state: TrainState, step: int = 0) -> Any:
+        """The mapped training step after `step` updates: see `parallel.compile_step`.
+
+        Args:
+          state: placed.
+          step: what the size of the batch's images follows from.
+        """
         plan = self.plan
         schedule = schedules.make_schedule(
             self.config.optimizer, plan.steps_per_epoch, plan.total_steps, plan.shift
         )
         axes = self.fc_shards.axes(self.abstract_state)
-        shapes = self._shapes(self.config.data.batch_size, train=True)
+        shapes = self._shapes(self.train_data(step), train=True)
         make = functools.partial(
             step_lib.make_train_step,
             self.config,
@@ -235,13 +263,14 @@ class Job:
             donate_state=False,
             state_axes=self.fc_shards.axes(self.abstract_state.variables),
         )
-        size = self.config.data.eval_batch_size
-        return parallel.compile_step(mapped, variables, self._shapes(size, train=False))
+        shapes = self._shapes(self.config.data, train=False)
+        return parallel.compile_step(mapped, variables, shapes)
 
-    def _shapes(self, batch_size: int, *, train: bool) -> dict[str, Any]:
+    def _shapes(self, data: DataConfig, *, train: bool) -> dict[str, Any]:
         devices = jax.local_device_count()
-        lead = (devices, self.shard.local_size(batch_size) // devices)
-        return batches.batch_shapes(self.config.data, lead, train=train)
+        size = data.batch_size if train else data.eval_batch_size
+        lead = (devices, self.shard.local_size(size) // devices)
+        return batches.batch_shapes(data, lead, train=train)
 
 
 def _with_classes(config: Config, count: int) -> Config:
@@ -250,67 +279,6 @@ def _with_classes(config: Config, count: int) -> Config:
         return config
     net = dataclasses.replace(config.model, num_classes=count)
     return dataclasses.replace(config, model=net)
-
-
-def check_fits(config: Config, devices: int) -> None:
-    """Sees that a checked config fits these devices, JAX's settings and its own net.
-
-    Raises:
-      ConfigError: a batch that does not divide over the devices, float64 where JAX
-        has none, or images that are too small for the net.
-    """
-    pieces = config.optimizer.accumulation_steps
-    of_what = f"{devices} device(s)"
-    config_lib.check_batch(
-        "data.eval_batch_size", config.data.eval_batch_size, devices, of_what
-    )
-    if pieces > 1:
-        of_what += f" x {pieces} accumulation steps"
-    config_lib.check_batch(
-        "data.batch_size", config.data.batch_size, devices * pieces, of_what
-    )
-    net = state_lib.make_model(config.model)
-    selection.check(config, net)
-    if net.param_dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ConfigError(
-            "config.model.dtype='float64' needs JAX's 64-bit mode, which is off; "
-            "set the environment variable JAX_ENABLE_X64=1"
-        )
-    if config.data.crop_size < net.smallest_image:
-        raise ConfigError(
-            f"config.data.crop_size={config.data.crop_size} is smaller than the net "
-            f"can take, {net.smallest_image} pixels with config.model.fc6_window="
-            f"{config.model.fc6_window}; raise it, or use "
-            f"--config.model.fc6_window={max(1, config.data.crop_size // 32)}"
-        )
-
-
-def check_targets(config: Config, objective: Objective) -> None:
-    """Sees that what a config makes of labels is learnt, and has a value a class.
-
-    Raises:
-      ConfigError: the objective has targets of its own, or there are other classes.
-    """
-    settings, classes = config.regularization, config.model.num_classes
-    wanted = {
-        "regularization.label_smoothing": settings.label_smoothing,
-        "regularization.mixup_alpha": settings.mixup_alpha,
-        "regularization.cutmix_alpha": settings.cutmix_alpha,
-        "regularization.class_weights": settings.class_weights,
-        "distillation.teacher": config.distillation.teacher,
-    }
-    for name, value in wanted.items():
-        if value and objective.name != objectives.CLASSIFICATION.name:
-            raise ConfigError(
-                f"config.{name}={value!r} is about the labels of classes, and the "
-                f"objective {objective.name!r} has targets of its own; leave it out"
-            )
-    weights = settings.class_weights
-    if weights and (len(weights) != classes or not sum(weights)):
-        raise ConfigError(
-            f"config.regularization.class_weights={weights} has {len(weights)} values "
-            f"for {classes} classes; expected one a class, not all of them 0"
-        )
 
 
 def _open_splits(config: Config, objective: Objective) -> dict[str, Split]:

@@ -76,6 +76,14 @@ class Plan:
         """How often the split was gone through after `step` updates."""
         return self.examples_at(step) / self.batch_size / self.steps_per_epoch
 
+    def first_step_of(self, epoch: float) -> int:
+        """Updates before the first batch that begins in `epoch` or later.
+
+        `start_step`, where that is in the past.
+        """
+        left = epoch * self.steps_per_epoch - self.start_examples / self.batch_size
+        return self.start_step + max(0, math.ceil(left - 1e-6))
+
     def validates_at(self, step: int) -> bool:
         """Whether the validation split is due after `step` updates."""
         examples = (self.examples_at(step - 1), self.examples_at(step))

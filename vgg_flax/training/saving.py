@@ -100,12 +100,12 @@ class Saver:
 
     def _meta(self) -> dict[str, Any]:
         config, objective = self._job.config, self._job.objective
-        data = config.data
+        data, trained = config.data, self._job.train_data(self._position.step)
         card = ModelCard(
             model=state_lib.make_model(config.model),
             preprocessing=Preprocessing.of(data),
             class_names=self._job.class_names,
-            train_scale=data.train_scale if data.train_view == "paper" else None,
+            train_scale=trained.train_scale if data.train_view == "paper" else None,
             objective=objective.name,
             has_classes=objective.has_classes,
         )

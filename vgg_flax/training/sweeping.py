@@ -20,8 +20,7 @@ from vgg_flax.data import DataError
 from vgg_flax.errors import ConfigError, Interrupted
 from vgg_flax.runs import sweep_plot, sweep_table
 from vgg_flax.runs.meter import NonFiniteError
-from vgg_flax.training import distillation, resumption, trainer
-from vgg_flax.training import job as job_lib
+from vgg_flax.training import distillation, fitting, resumption, trainer
 from vgg_flax.training.job import Job
 from vgg_flax.training.objectives import CLASSIFICATION, Objective
 
@@ -130,8 +129,8 @@ def check(
                 optimizer = optimizer_of(config)
                 jobs[data] = Job.prepare(config, workdir, objective, optimizer)
             fitted = _resolved(config, jobs[data].config)
-            job_lib.check_fits(fitted, jax.device_count())
-            job_lib.check_targets(fitted, objective)
+            fitting.check_net(fitted, jax.device_count())
+            fitting.check_targets(fitted, objective)
             if "distillation.teacher" in point.values:
                 distillation.load(fitted, fitted.model.num_classes)
             if "init_from" in point.values and config.init_from not in weights:

@@ -189,10 +189,14 @@ class Run:
             self._validate_and_save()
         if position.step == plan.total_steps or self._measurements.is_stale():
             return
-        step_fn, compiling_since = self._compile()
+        step_fn: Any = None
+        compiling_since, side = None, 0
         meter = self._make_meter()
         batches = meter.drawn(self.job.train_batches(position.step))
         for batch in parallel.prefetch(batches):
+            if side != (side := self.job.train_data(position.step).crop_size):
+                with meter.paused():
+                    step_fn, compiling_since = self._compile()
             self._profile_from(position.step + 1, meter)
             with profiling.named(position.step + 1):
                 self.state, sums = step_fn(self.state, batch)
@@ -205,10 +209,9 @@ class Run:
             self._profile_to(position.step, meter)
             self.saver.note_finished()
             if plan.saves_at(position.step):
-                meter.read_all()
                 position.validated = not plan.validates_at(position.step)
-                self._validate_and_save()
-                meter.restart_clock()
+                with meter.paused():
+                    self._validate_and_save()
                 is_over = is_over or self._measurements.is_stale()
             self.watchdog.step_ended()
             if received := self.signals.poll():
@@ -278,7 +281,7 @@ class Run:
     def _compile(self) -> tuple[Any, float | None]:
         """The step; and when its compiling began, if the first call is to end it."""
         start = time.perf_counter()
-        step_fn = self.job.compile_train_step(self.state)
+        step_fn = self.job.compile_train_step(self.state, self.position.step)
         if self.job.shard.processes > 1:
             return step_fn, start
         return step_fn, self._tell_compiled(start)
@@ -304,20 +307,18 @@ class Run:
 
     def _profile_from(self, step: int, meter: Meter) -> None:
         if self.profiler.begins_with(step):
-            meter.read_all()
-            self.profiler.start()
-            meter.restart_clock()
+            with meter.paused():
+                self.profiler.start()
 
     def _profile_to(self, step: int, meter: Meter) -> None:
         if not self.profiler.ends_with(step):
             return
-        meter.read_all()
-        self.profiler.stop()
+        with meter.paused():
+            self.profiler.stop()
         first, last = self.profiler.first_step, self.profiler.last_step
         self.events.write("profiled", first_step=first, last_step=last)
         folder = self.job.workdir / "profile"
         self.log.say(f"profiled steps {first} to {last}: xprof --logdir={folder}")
-        meter.restart_clock()
 
     def _validate_and_save(self) -> None:
         """Validates, if that is due, and saves; the plateau hears of it."""
