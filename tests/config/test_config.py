@@ -140,6 +140,8 @@ IN_TEST_RECIPES = {
     "distillation.teacher",
     "distillation.weight",
     "distillation.temperature",
+    "distillation.teacher_ema",
+    "init_ema",
     "early_stopping_patience",
     "test_step",
 }

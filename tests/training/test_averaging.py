@@ -18,7 +18,7 @@ from vgg_flax.data import batches as batches_lib
 from vgg_flax.data import splits
 from vgg_flax.data.batches import Shard
 from vgg_flax.runs import checkpoint, log
-from vgg_flax.training import averaging, distillation, trainer
+from vgg_flax.training import averaging, distillation, resumption, trainer
 
 CLASSES = 10
 
@@ -111,6 +111,20 @@ def test_the_average_is_validated_beside_saved_and_loaded(
     assert average.sha256[:16] in "".join(capsys.readouterr())
     with pytest.raises(errors.VGGFlaxError, match="--ema"):
         vgg_flax.load(workdir / "metrics.jsonl", ema=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_run_starts_from_an_average_and_learns_from_one(
+    recipe: Config, workdir: pathlib.Path, ema: bool
+) -> None:
+    wanted = vgg_flax.load(workdir, ema=ema).sha256
+    start = changed(recipe, init_from=str(workdir), init_ema=ema)
+    net = resumption.load_weights(start)
+    assert net and net.sha256 == wanted
+    settings = {"distillation__teacher": str(workdir), "distillation__teacher_ema": ema}
+    teacher = distillation.load(changed(recipe, **settings), CLASSES)
+    assert teacher and teacher.sha256 == wanted
 
 
 @pytest.mark.slow

@@ -95,10 +95,19 @@ def test_a_net_that_does_not_fit_is_told_by_the_flags_that_would(
     assert found == [f"--config.model.{flag}" for flag in flags]
 
 
-def test_a_temperature_without_a_teacher_is_refused(tiny_config: Config) -> None:
-    config = changed(tiny_config, distillation__temperature=4.0)
-    with pytest.raises(errors.ConfigError, match="there is none"):
-        config_lib.check(config)
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"distillation__temperature": 4.0}, "there is none"),
+        ({"distillation__teacher_ema": True}, "there is none"),
+        ({"init_ema": True}, "config.init_from, which is empty"),
+    ],
+)
+def test_settings_of_weights_that_are_not_there_are_refused(
+    fields: dict[str, Any], told: str, tiny_config: Config
+) -> None:
+    with pytest.raises(errors.ConfigError, match=told):
+        config_lib.check(changed(tiny_config, **fields))
 
 
 def test_a_head_of_its_own_is_named_as_the_cause(tmp_path: pathlib.Path) -> None:

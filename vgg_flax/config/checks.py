@@ -33,6 +33,11 @@ def check(config: Config) -> Config:
             "config.data.validation_split is empty; give one, such as 'train[90%:]'"
         )
     _check_distillation(config.distillation)
+    if config.init_ema and not config.init_from:
+        raise ConfigError(
+            "config.init_ema=True is of the run in config.init_from, which is empty; "
+            "give one: --config.init_from=RUN"
+        )
     watching = {
         "early_stopping_patience": config.early_stopping_patience > 0,
         "test_step": config.test_step == "best",
@@ -81,8 +86,9 @@ def _check_distillation(settings: DistillationConfig) -> None:
     """Sees that there is a teacher where something is said of one."""
     if not settings.teacher and settings != DistillationConfig():
         raise ConfigError(
-            f"config.distillation.weight={settings.weight}, temperature="
-            f"{settings.temperature} are of a teacher, and there is none; give one: "
+            f"config.distillation.teacher_ema={settings.teacher_ema}, weight={settings.weight}, "
+            f"temperature={settings.temperature} are of a teacher, and there is none; "
+            "give one: "
             "--config.distillation.teacher=WEIGHTS"
         )
 

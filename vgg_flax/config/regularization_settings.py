@@ -48,6 +48,9 @@ class DistillationConfig:
     teacher: str = setting(
         "", "the net, as `vgg_flax.load` has it: a run, a file, a name; empty: none"
     )
+    teacher_ema: bool = setting(
+        False, "whether it is the average of that run's params (`averaging`)"
+    )
     weight: float = setting(
         0.5,
         "share of the teacher's outputs in the loss; the labels' is the rest",

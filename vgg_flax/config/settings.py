@@ -311,6 +311,11 @@ class Config:
         "weights that a new run starts from, as `vgg_flax.load` has them; empty: none",
         free_on_resume=True,
     )
+    init_ema: bool = setting(
+        False,
+        "whether these are the average of that run's params (`averaging`)",
+        free_on_resume=True,
+    )
     init_layers: tuple[str, ...] = setting(
         (), "layers taken from it; empty: all, but a new head", free_on_resume=True
     )

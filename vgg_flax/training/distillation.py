@@ -112,7 +112,7 @@ def load(config: Config, classes: int) -> Net | None:
     if not name:
         return None
     try:
-        net = borrowing.load(name, config.data)
+        net = borrowing.load(name, config.data, ema=config.distillation.teacher_ema)
     except VGGFlaxError as error:
         raise ConfigError(f"config.distillation.teacher: {error}") from error
     model = net.model

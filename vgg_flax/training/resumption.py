@@ -155,6 +155,7 @@ def load_weights(config: Config) -> Net | None:
         return borrowing.load(
             config.init_from,
             config.data,
+            ema=config.init_ema,
             include_top=None if head else False,
             in_channels=1 if is_grey and _takes(config, "conv1_1") else None,
             dtype=dtype,
