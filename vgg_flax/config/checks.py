@@ -86,9 +86,9 @@ def _check_distillation(settings: DistillationConfig) -> None:
     """Sees that there is a teacher where something is said of one."""
     if not settings.teacher and settings != DistillationConfig():
         raise ConfigError(
-            f"config.distillation.teacher_ema={settings.teacher_ema}, weight={settings.weight}, "
-            f"temperature={settings.temperature} are of a teacher, and there is none; "
-            "give one: "
+            f"config.distillation.teacher_ema={settings.teacher_ema}, weight="
+            f"{settings.weight}, temperature={settings.temperature} are of a teacher, "
+            "and there is none; give one: "
             "--config.distillation.teacher=WEIGHTS"
         )
 
