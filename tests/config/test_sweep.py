@@ -28,6 +28,18 @@ def test_a_sweep_is_the_product_of_its_values_the_last_fastest() -> None:
     assert sweep.points([], default.get_config()) == []
 
 
+def test_fields_that_change_together_are_one_factor() -> None:
+    together = "optimizer.name, optimizer.learning_rate"
+    flags = [f"{together}=[('sgd', 0.02), ['adamw', 1e-3]]", "seed=[0, 1]"]
+    points = sweep.points(flags, default.get_config())
+    assert [tuple(p.values.values()) for p in points] == [
+        *(("sgd", 0.02, 0), ("sgd", 0.02, 1), ("adamw", 1e-3, 0), ("adamw", 1e-3, 1))
+    ]
+    folder = "optimizer.name=adamw,learning_rate=0.001,seed=1"
+    assert points[-1].folder == folder
+    assert points[-1].config.optimizer.learning_rate == 1e-3
+
+
 def test_folders_have_short_safe_names_of_their_own() -> None:
     flags = [
         "init_from=['', '/data/a b/w', '/data/a b,w', 'C:\\\\w', '../' + 'x']",
@@ -57,6 +69,12 @@ def test_folders_have_short_safe_names_of_their_own() -> None:
         (["model.variant=[vgg11]"], "no Python list; .* words in quotes"),
         (["seed=[0, 1]", "seed=[2]"], "seed is given twice"),
         (["seed=[1, 2, 1]"], "has a value twice"),
+        (["seed,num_steps=[(1, 2), (1, 2)]"], "seed,num_steps=.* has a value twice"),
+        (["seed,num_steps=[(1, 2), (1,)]"], r"\(1,\) is no value for each of 2"),
+        (["seed,num_steps=[1, 2]"], "1 is no value for each of 2"),
+        (["seed,num_stepz=[(1, 2)]"], "num_stepz: no such setting"),
+        (["seed,seed=[(1, 2)]"], "seed is given twice"),
+        (["seed,num_steps=[(1, 2)]", "num_steps=[3]"], "num_steps is given twice"),
         (["optimizer.momentum=[1, 1.0]"], "has a value twice"),
         (["seed=[0, 'a']"], "run of seed='a': config.seed='a'; expected int"),
         (["optimizer.momentum=[0.5, 2]"], "run of optimizer.momentum=2: .* 0 to 1"),

@@ -1,4 +1,7 @@
-"""A sweep: values of fields, the product of which is so many configs, each named."""
+"""A sweep: values of fields, the product of which is so many configs, each named.
+
+Fields that change together, "name,learning_rate", are one factor of it.
+"""
 
 import ast
 import dataclasses
@@ -37,42 +40,48 @@ def points(sweeps: Sequence[str], config: Config) -> list[Point]:
     """The runs of `--sweep` flags, the last field changing fastest, all checked.
 
     Args:
-      sweeps: each "NAME=VALUES", VALUES a Python list.
+      sweeps: each "NAME=VALUES", VALUES a Python list, or "NAME,NAME=ROWS", a list of
+        tuples with a value for each of the names.
       config: what all of them have besides.
 
     Raises:
       ConfigError: no such field, one that is given twice, no list, one that is empty
-        or repeats itself, or values with which a config is none.
+        or repeats itself or has rows of another length, or values with which a config
+        is none.
 
     Returns:
       None of them without flags.
     """
     if not sweeps:
         return []
-    axes: dict[str, list[Any]] = {}
+    axes: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    given: list[str] = []
     for text in sweeps:
-        name, values = _parse(text)
-        if name in axes:
-            raise ConfigError(
-                f"--sweep {name} is given twice; give all its values in one list"
-            )
-        axes[name] = values
+        names, rows = _parse(text)
+        for name in names:
+            if name in given:
+                raise ConfigError(
+                    f"--sweep {name} is given twice; give all its values in one list"
+                )
+            given.append(name)
+        axes[names] = rows
     found: list[Point] = []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
+    for rows in itertools.product(*axes.values()):
+        chosen = dict(zip(given, itertools.chain(*rows), strict=True))
         told = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
         try:
             changed = check(_with_values(config, chosen))
         except ConfigError as error:
             raise ConfigError(f"--sweep, the run of {told}: {error}") from error
         flat = serialization.flatten(changed)  # 1 of a list is 1.0 of the field
-        chosen = {name: flat[name] for name in axes}
+        chosen = {name: flat[name] for name in given}
         found.append(Point(_folder(chosen), chosen, changed))
-    for name, values in axes.items():
-        different = {repr(point.values[name]) for point in found}
-        if len(different) < len(values):
+    for names, rows in axes.items():
+        different = {repr([point.values[name] for name in names]) for point in found}
+        if len(different) < len(rows):
+            values = rows if len(names) > 1 else [value for (value,) in rows]
             raise ConfigError(
-                f"--sweep {name}={values} has a value twice; leave it out"
+                f"--sweep {','.join(names)}={values} has a value twice; leave it out"
             )
     return found
 
@@ -92,15 +101,18 @@ def check_index(index: int | None, count: int) -> None:
         )
 
 
-def _parse(text: str) -> tuple[str, list[Any]]:
+def _parse(text: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """The names before the "=", and a value of each in each row."""
     name, separator, literal = text.partition("=")
-    name = name.strip()
+    names = tuple(part.strip() for part in name.split(","))
+    name = ",".join(names)
     if not separator:
         raise ConfigError(
             f"--sweep {text}: expected NAME=VALUES, such as "
             "--sweep optimizer.learning_rate='[0.01, 0.02]'"
         )
-    recipe.check_name("--sweep ", name)
+    for one in names:
+        recipe.check_name("--sweep ", one)
     try:
         values = ast.literal_eval(literal.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
@@ -116,7 +128,17 @@ def _parse(text: str) -> tuple[str, list[Any]]:
         raise ConfigError(
             f"--sweep {name}=[] has no values; give some, or leave it out"
         )
-    return name, values
+    if len(names) == 1:
+        return names, [(value,) for value in values]
+    for row in values:
+        if not isinstance(row, (tuple, list)) or len(row) != len(names):
+            raise ConfigError(
+                f"--sweep {name}: {row!r} is no value for each of {len(names)} fields; "
+                f"expected tuples of {len(names)}, such as "
+                "optimizer.name,optimizer.learning_rate="
+                "\"[('sgd', 0.01), ('adamw', 1e-3)]\""
+            )
+    return names, [tuple(row) for row in values]
 
 
 def _with_values(config: Config, values: Mapping[str, Any]) -> Config:
