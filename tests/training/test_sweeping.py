@@ -22,7 +22,7 @@ from vgg_flax import config as config_lib
 from vgg_flax import storage
 from vgg_flax.config import sweep
 from vgg_flax.metrics import Metric
-from vgg_flax.runs import log, sweep_table
+from vgg_flax.runs import log, sweep_plot, sweep_table
 from vgg_flax.training import sweeping
 from vgg_flax.training.objectives import CLASSIFICATION
 
@@ -292,6 +292,27 @@ def write_run(run: pathlib.Path, event: dict[str, Any], top1: float | None) -> N
         record = {"split": "test", "top1": top1, "loss": 1 - top1, "count": 10}
         for step in (4, 9):
             records.append({"step": step, **record})
+
+
+def test_settings_that_change_together_are_drawn_as_a_list(
+    tmp_path: pathlib.Path,
+) -> None:
+    together = "optimizer.name,optimizer.learning_rate,averaging.decay"
+    values = [("sgd", 0.02, 0.0), ("adamw", 1e-3, 0.0), ("adamw", 1e-3, 0.99)]
+    flags = [f"{together}={values}", "seed=[0, 1]"]
+    points = sweep.points(flags, default.get_config())
+    for number, point in enumerate(points):
+        run = tmp_path / point.folder
+        write_run(run, {"event": "complete"}, 0.5 + number / 20)
+    rows = sweep_table.rows(points, epath.Path(tmp_path))
+    sweep_plot.draw(rows, CLASSIFICATION.metrics, epath.Path(tmp_path / "list.png"))
+    with PIL.Image.open(tmp_path / "list.png") as picture:
+        assert picture.size == (1000, 300)  # inches: 1.5 and a half for each of three
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for color in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # matplotlib's first
+        found = np.argwhere(abs(pixels - color).max(axis=-1) < 8)
+        assert len(found) > 50
+    assert "best by test top1" in sweep_table.text(rows, CLASSIFICATION.metrics)
 
 
 def test_a_table_says_what_is_missing_and_why(tmp_path: pathlib.Path) -> None:

@@ -1,5 +1,7 @@
 """What the runs of a sweep came to as a picture."""
 
+import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +16,13 @@ _LOG = 8.0  # of the largest value over the smallest: from there on an axis of p
 
 
 def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
-    """What decides, and the loss, over a swept field, as a PNG.
+    """What decides, and the loss, of each setting, as a PNG.
 
-    A dot is a run, a line goes through the means over seeds. The field is the one with
-    the most values, of numbers if there is one; each setting of the others is a line.
+    A dot is a run. Of a product of values they stand over a swept field: the one with
+    the most values, of numbers if there is one; each setting of the others is a line
+    through the means over seeds. Settings that are none (fields that change together)
+    stand in a list, each with what sets it apart, its mean a stroke.
+
     Validation is shown, by which one chooses, or test where there is none; at least one
     run is complete.
     """
@@ -25,39 +30,94 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
     from matplotlib.figure import Figure
 
     split, *_ = sweep_table.splits_of(rows)
-    name = _field(rows)
-    places, is_log = _places([row.values.get(name) for row in rows])
     panels = sweep_table.told_metrics(metrics)
-    figure = Figure(figsize=(5 * len(panels), 4), dpi=100, layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    is_product = _is_product(rows)
+    size = (
+        (5 * len(panels), 4) if is_product else (5 * len(panels), 1.5 + len(rows) / 2)
+    )
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=not is_product)[0]
     for axes, metric in zip(all_axes, panels, strict=True):
-        lines: dict[str, list[tuple[float, list[float]]]] = {}
-        for place, row in zip(places, rows, strict=True):
-            others = {k: v for k, v in row.values.items() if k != name}
-            label = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in others.items())
-            if shown := _shown(row, split, metric):
-                lines.setdefault(label, []).append((place, shown))
-        for label, line in lines.items():
-            line.sort(key=lambda one: one[0])
-            means = [float(np.mean(values)) for _, values in line]
-            (drawn,) = axes.plot([x for x, _ in line], means, marker="_", label=label)
-            dots = [(x, value) for x, values in line for value in values]
-            axes.scatter(*zip(*dots, strict=True), s=16, color=drawn.get_color())
-        axes.set(xlabel=name, ylabel=f"{split} {metric.title or metric.name}")
-        if is_log:
-            axes.set_xscale("log")
-        values = (str(row.values.get(name, "")) for row in rows)
-        ticks = sorted(set(zip(places, values, strict=True)))
-        axes.set_xticks(*zip(*ticks, strict=True))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        title = f"{split} {metric.title or metric.name}"
+        if is_product:
+            _draw_lines(axes, rows, split, metric)
+            axes.set_ylabel(title)
+        else:
+            _draw_list(axes, rows, split, metric)
+            axes.set_xlabel(title)
         if metric.is_share:
-            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+            axis = axes.yaxis if is_product else axes.xaxis
+            axis.set_major_formatter(ticker.PercentFormatter(1.0))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if any(lines):
-            axes.legend(frameon=False)
+    if not is_product:
+        usual = ", ".join(f"{k}={v}" for k, v in _usual(rows).items())
+        text = textwrap.fill(f"Where a setting says nothing else: {usual}", 110)
+        figure.suptitle(text, fontsize="small", ha="left", x=0.01)
     with path.open("wb") as stream:
         figure.savefig(stream, format="png")
+
+
+def _draw_lines(axes: Any, rows: Sequence[Row], split: str, metric: Metric) -> None:
+    from matplotlib import ticker
+
+    name = _field(rows)
+    places, is_log = _places([row.values.get(name) for row in rows])
+    lines: dict[str, list[tuple[float, list[float]]]] = {}
+    for place, row in zip(places, rows, strict=True):
+        others = {k: v for k, v in row.values.items() if k != name}
+        label = ", ".join(f"{_short(k)}={v}" for k, v in others.items())
+        if shown := _shown(row, split, metric):
+            lines.setdefault(label, []).append((place, shown))
+    for label, line in lines.items():
+        line.sort(key=lambda one: one[0])
+        means = [float(np.mean(values)) for _, values in line]
+        (drawn,) = axes.plot([x for x, _ in line], means, marker="_", label=label)
+        dots = [(x, value) for x, values in line for value in values]
+        axes.scatter(*zip(*dots, strict=True), s=16, color=drawn.get_color())
+    axes.set_xlabel(name)
+    if is_log:
+        axes.set_xscale("log")
+    values = (str(row.values.get(name, "")) for row in rows)
+    ticks = sorted(set(zip(places, values, strict=True)))
+    axes.set_xticks(*zip(*ticks, strict=True))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    if any(lines):
+        axes.legend(frameon=False)
+
+
+def _draw_list(axes: Any, rows: Sequence[Row], split: str, metric: Metric) -> None:
+    usual = _usual(rows)
+    labels = []
+    for place, row in enumerate(rows):
+        apart = {k: v for k, v in row.values.items() if repr(v) != repr(usual[k])}
+        told = ", ".join(f"{_short(k)}={v}" for k, v in apart.items())
+        labels.append(textwrap.fill(told, 44) or "nothing else")
+        if shown := _shown(row, split, metric):
+            dots = axes.scatter(shown, [place] * len(shown), s=16)
+            axes.plot(np.mean(shown), place, "|", ms=18, color=dots.get_facecolor()[0])
+    axes.set_yticks(range(len(rows)), labels, fontsize="small")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def _is_product(rows: Sequence[Row]) -> bool:
+    """Whether each value of a field is there with each of the others."""
+    counts = (len({repr(row.values[name]) for row in rows}) for name in rows[0].values)
+    return len(rows) == math.prod(counts)
+
+
+def _usual(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of each field the value that most rows have, the first of several."""
+    usual: dict[str, Any] = {}
+    for name in rows[0].values:
+        values = [repr(row.values[name]) for row in rows]
+        most = max(values, key=values.count)
+        usual[name] = rows[values.index(most)].values[name]
+    return usual
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _shown(row: Row, split: str, metric: Metric) -> list[float]:
