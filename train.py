@@ -76,7 +76,8 @@ def define_flags(
         "sweep",
         [],
         "NAME=VALUES, again for each of several fields: trains with each of VALUES, a "
-        "Python list, each in a folder of the workdir (docs/recipes.md)",
+        "Python list, each in a folder of the workdir; NAME,NAME=ROWS of fields that "
+        "change together (docs/recipes.md)",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(

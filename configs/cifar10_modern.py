@@ -4,7 +4,7 @@ command   python train.py --config=configs/cifar10_modern.py
 data      vgg-flax prepare cifar10 (170 MB, needs vgg-flax[prepare])
 hardware  one GPU or TPU core
 time      not measured here; twice the epochs of configs/cifar10.py
-result    not run here. Its sibling of CPU size is configs/digits_modern.py
+result    not run here. What a CPU trains is configs/digits_modern.py
 
 Where each value is from: TrivialAugmentWide as in its paper's CIFAR runs (Mueller and
 Hutter 2021), beside flips, crops and a cut-out, for which erasing stands here; CutMix

@@ -4,8 +4,8 @@ command   python train.py --config=configs/vgg16_bn_modern.py --workdir=DIR
 data      vgg-flax prepare imagenet2012 --manual-dir DIR (about 150 GB)
 hardware  8 accelerators of 16 GB and more; the batch of 1,024 is global
 time      not measured here; 300 of configs/vgg16_bn_imagenet.py's 90 epochs
-result    not run here, and published by nobody for just this. Its sibling of CPU size,
-          configs/folder_modern.py, is measured: docs/recipes.md
+result    not run here, and published by nobody for just this. Its parts were run at CPU
+          size on configs/folder_modern.py: docs/recipes.md
 
 Where each value is from: "tv", torchvision's recipe for its IMAGENET1K_V2 weights
 (references/classification, 2021), of which these are kept:

@@ -45,7 +45,7 @@ RECIPES = {"default recipe": small_default, "vgg11 at 64 pixels": vgg11_at_64}
 def _bare(recipe: config.Config, folder: str) -> serve.Run:
     """The compiled step alone, of a run that stays open."""
     run = contextlib.ExitStack().enter_context(trainer.open_run(recipe, folder))
-    step = run.job.compile_train_step(run.state)
+    step = run.job.compile_train_step(run.state, 0)
     batch = parallel.shard(next(run.job.train_batches(0)))
     kept: list[Any] = [run.state]
 

@@ -18,8 +18,8 @@ from vgg_flax.runs.leaves import Checkpoint, to_leaves
 from vgg_flax.training import resumption, trainer
 from vgg_flax.training import state as state_lib
 from vgg_flax.training import step as step_lib
-from vgg_flax.training.fitting import check_net
 from vgg_flax.training.job import Job
+from vgg_flax.training.requirements import check_net
 
 RATE = 0.05
 

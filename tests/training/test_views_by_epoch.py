@@ -44,6 +44,10 @@ def sides_of(job: Job, steps: int, start: int = 0) -> list[int]:
     return [next(stream)["image"].shape[1] for _ in range(steps)]
 
 
+def told(job: Job, step: int) -> list[str]:
+    return [line for line in job.introduction(step) if "training views" in line]
+
+
 def test_what_training_sees_by_epoch() -> None:
     data = config_lib.DataConfig(
         crop_size_by_epoch=((2.0, 160), (5.0, 192)),
@@ -69,16 +73,23 @@ def test_a_stage_begins_with_the_first_batch_of_its_epoch(
     assert [first for first, _ in job.stages] == [0, 2, 4]
     assert sides_of(job, 6) == [32, 32, 64, 64, 48, 48]
     assert sides_of(job, 3, start=3) == [64, 48, 48]
-    told = [line for line in job.introduction(0) if "training views" in line]
-    assert told == [
-        "from step 2, epoch 0.6, on: training views of 64 pixels, S 64 to 72",
-        "from step 4, epoch 1.3, on: training views of 48 pixels, S 64 to 72",
+    assert told(job, 0) == [
+        "from step 0, epoch 0.0, on: training views of 32 pixels, S (64, 72)",
+        "from step 2, epoch 0.6, on: training views of 64 pixels, S (64, 72)",
+        "from step 4, epoch 1.3, on: training views of 48 pixels, S (64, 72)",
     ]
+    short = Job.prepare(changed(config, num_steps=3), tmp_path)
+    assert told(short, 0)[2].endswith(", which is never reached")
     # With batches of 8 from example 64 on, epoch 1.0 begins with example 104.
     resumed = Job.prepare(changed(config, data__batch_size=8), tmp_path).resumed(2, 64)
     assert sides_of(resumed, 7, start=2) == [64] * 5 + [48] * 2
     late = job.resumed(5, 5 * 32)
     assert sides_of(late, 2, start=5) == [48, 48]
+    assert told(late, 5) == [
+        "from step 5, epoch 1.6, on: training views of 48 pixels, S (64, 72)"
+    ]
+    plain = changed(config, data__crop_size_by_epoch=())
+    assert told(Job.prepare(plain, tmp_path), 0) == []
 
 
 def test_each_stage_has_the_batches_of_a_run_of_its_settings(
@@ -103,7 +114,6 @@ def test_each_stage_has_the_batches_of_a_run_of_its_settings(
             np.testing.assert_array_equal(values, expected[name], f"{step} {name}")
 
 
-@pytest.mark.slow  # the next one goes through the same, from step to step
 def test_a_run_of_three_sides_is_three_runs_that_go_on_with_another_side(
     config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
@@ -124,9 +134,8 @@ def test_a_run_of_three_sides_is_three_runs_that_go_on_with_another_side(
     assert kinds.count("compiled") == 3
 
 
-@pytest.mark.parametrize(
-    "stops", [(2, 5), pytest.param((1, 3, 4), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # the one before goes on between stages, too
+@pytest.mark.parametrize("stops", [(2, 5), (1, 3, 4)])
 def test_a_run_that_is_resumed_within_a_stage_or_between_two_has_the_same_bits(
     config: config_lib.Config, tmp_path: pathlib.Path, stops: tuple[int, ...]
 ) -> None:
@@ -187,7 +196,8 @@ def test_the_card_has_the_s_that_the_net_was_trained_at_last(
         config, data__train_scale_by_epoch=scales, data__crop_size_by_epoch=()
     )
     trainer.train_and_evaluate(config, tmp_path / "run")
-    assert vgg_flax.load(tmp_path / "run").train_scale == (64, 80)
+    assert vgg_flax.load(tmp_path / "run", 4).train_scale == (64, 72)
+    assert vgg_flax.load(tmp_path / "run", 5).train_scale == (64, 80)
     assert vgg_flax.load(tmp_path / "run").preprocessing.crop_size == 32
 
 
@@ -206,7 +216,7 @@ def test_a_teacher_takes_the_smallest_views(
         data__crop_size=96,
         data__crop_size_by_epoch=sides,
     )
-    told = "images of 64 pixels or more, and training's smallest are of 48"
+    told = "images of 64 pixels or more, and training's smallest views have 48"
     with pytest.raises(ConfigError, match=told):
         distillation.load(config, 10)
     sides = ((0.0, 80), (1.0, 64))
@@ -226,17 +236,17 @@ def test_a_teacher_takes_the_smallest_views(
             {"data__train_scale_by_epoch": ((float("nan"), 64, 64),)},
             r"epochs \[nan\]; expected",
         ),
-        ({"data__crop_size_by_epoch": ((1.0, 0),)}, "expected at least 1 pixel"),
+        ({"data__crop_size_by_epoch": ((1.0, 0),)}, "a size below 1; expected pixels"),
         ({"data__crop_size_by_epoch": ((1.0, 48.5),)}, r"expected tuple\[tuple"),
-        ({"data__crop_size_by_epoch": (1.0, 48)}, r"expected tuple\[tuple"),
+        ({"data__crop_size_by_epoch": (1.0, 48)}, "a single row ends with a comma"),
         (
             {"data__crop_size_by_epoch": ((1.0, 80),)},
-            r"train_scale=\(64, 72\) from epoch 1 on is smaller than "
-            "config.data.crop_size=80",
+            r"S of \(64, 72\) from epoch 1 on is smaller than that epoch's side of 80 "
+            r".*; raise S to 80, or lower the side",
         ),
         (
             {"data__train_scale_by_epoch": ((2.0, 80, 70),)},
-            r"train_scale=\(80, 70\) from epoch 2 on; expected \(low, high\)",
+            r"train_scale_by_epoch, epoch 2:=\(80, 70\); expected \(low, high\)",
         ),
         (
             {
@@ -247,7 +257,7 @@ def test_a_teacher_takes_the_smallest_views(
         ),
         (
             {"data__crop_size_by_epoch": ((1.0, 31),)},
-            "crop_size=31 from epoch 1 on is smaller than the net can take, 32",
+            "crop_size_by_epoch, epoch 1:=31 is smaller than the net can take, 32",
         ),
     ],
 )

@@ -149,25 +149,38 @@ def _check_stages(data: DataConfig) -> None:
                 "later than the one before, the first 0 or later"
             )
         if any(size < 1 for row in rows for size in row[1:]):
-            raise ConfigError(f"config.data.{name}={rows}; expected at least 1 pixel")
+            raise ConfigError(
+                f"config.data.{name}={rows} has a size below 1; expected pixels"
+            )
     if data.train_scale_by_epoch and data.train_view == "resized_crop":
         raise ConfigError(
             f"config.data.train_scale_by_epoch={data.train_scale_by_epoch} is of the "
             "views 'paper' and 'pad_crop', and config.data.train_view='resized_crop' "
             "has no S; leave it out, or use one of them"
         )
-    for epoch, stage in training_stages(data):
-        (low, high), side = stage.train_scale, stage.crop_size
-        when = f" from epoch {epoch:g} on" if epoch else ""
+    for where, (low, high) in [
+        ("train_scale", data.train_scale),
+        *(
+            (f"train_scale_by_epoch, epoch {epoch:g}:", (low, high))
+            for epoch, low, high in data.train_scale_by_epoch
+        ),
+    ]:
         if low > high:
             raise ConfigError(
-                f"config.data.train_scale={(low, high)}{when}; expected (low, high)"
+                f"config.data.{where}={(low, high)}; expected (low, high)"
             )
-        smallest = low + 2 * data.padding * (data.train_view == "pad_crop")
-        if data.train_view != "resized_crop" and smallest < side:
+    padding = 2 * data.padding * (data.train_view == "pad_crop")
+    for epoch, stage in training_stages(data):
+        low, side = stage.train_scale[0], stage.crop_size
+        if data.train_view != "resized_crop" and low + padding < side:
+            sizes = f"config.data.train_scale={stage.train_scale}"
+            crop = f"config.data.crop_size={side}"
+            if data.crop_size_by_epoch or data.train_scale_by_epoch:
+                sizes = f"S of {stage.train_scale} from epoch {epoch:g} on"
+                crop = f"that epoch's side of {side} (config.data.*_by_epoch)"
             raise ConfigError(
-                f"config.data.train_scale={(low, high)}{when} is smaller than "
-                f"config.data.crop_size={side}; raise it to {side}"
+                f"{sizes} is smaller than {crop}; raise S to {side - padding}, or "
+                "lower the side"
             )
 
 

@@ -49,7 +49,8 @@ class DistillationConfig:
         "", "the net, as `vgg_flax.load` has it: a run, a file, a name; empty: none"
     )
     teacher_ema: bool = setting(
-        False, "whether it is the average of that run's params (`averaging`)"
+        False,
+        "whether to take the average (`averaging`) that the run in `teacher` keeps",
     )
     weight: float = setting(
         0.5,

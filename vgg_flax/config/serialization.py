@@ -36,9 +36,10 @@ def from_dict(values: dict[str, Any]) -> Config:
         for part in path.split("."):
             value = value[part]
         types = {field.name: field.type for field in fields()}
-        raise ConfigError(
-            f"config.{path}={value!r}; expected {types.get(path, 'a section')}"
-        ) from error
+        expected = types.get(path, "a section")
+        if expected.startswith("tuple[tuple"):
+            expected += "; a single row ends with a comma: ((...),)"
+        raise ConfigError(f"config.{path}={value!r}; expected {expected}") from error
     except dacite.DaciteError as error:
         raise ConfigError(f"config: {error}") from error
 

@@ -313,7 +313,7 @@ class Config:
     )
     init_ema: bool = setting(
         False,
-        "whether these are the average of that run's params (`averaging`)",
+        "whether to take the average (`averaging`) that the run in `init_from` keeps",
         free_on_resume=True,
     )
     init_layers: tuple[str, ...] = setting(

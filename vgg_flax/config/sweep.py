@@ -81,7 +81,8 @@ def points(sweeps: Sequence[str], config: Config) -> list[Point]:
         if len(different) < len(rows):
             values = rows if len(names) > 1 else [value for (value,) in rows]
             raise ConfigError(
-                f"--sweep {','.join(names)}={values} has a value twice; leave it out"
+                f"--sweep {','.join(names)}={values} has a value twice, or a row; "
+                "leave it out"
             )
     return found
 
@@ -154,12 +155,12 @@ def _with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def _folder(values: Mapping[str, Any]) -> str:
-    parts = (f"{_short_name(name)}={_in_name(v)}" for name, v in values.items())
+    parts = (f"{short_name(name)}={_in_name(v)}" for name, v in values.items())
     return _cut(",".join(parts), _NAME)
 
 
-def _short_name(name: str) -> str:
-    """The last part, where no other field ends so: a name stays what it is."""
+def short_name(name: str) -> str:
+    """The last part of a field's name; all of it, where another field ends so."""
     last = name.rpartition(".")[2]
     lasts = [field.name.rpartition(".")[2] for field in fields()]
     return last if lasts.count(last) == 1 else name

@@ -4,10 +4,11 @@ Every process sees its contiguous part of the same global batches, and which exa
 and which pixels a batch holds depends on the seed and on how many came before it alone.
 """
 
+import bisect
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -59,11 +60,22 @@ def train_batches(
     start_example: int,
     shard: Shard,
     skipped: Skipped | None = None,
+    later: Sequence[tuple[int, DataConfig]] = (),
 ) -> Iterator[Batch]:
     """Endless training batches, reshuffled at every epoch.
 
     They begin behind the first `start_example` examples, whatever the size of the
     batches that those came in. Images that are left out are added to `skipped`.
+
+    Args:
+      config: of the data.
+      split: that is trained on.
+      seed: of the orders and the views.
+      start_example: how many examples to leave out.
+      shard: which part of each batch is made.
+      skipped: by which images that are left out are told.
+      later: `(example, settings)`, in order: the side and S of views from that example
+        on, where a batch begins; all else is as in `config`.
 
     Yields:
       `image` uint8 `[local, crop_size, crop_size, C]`, `label` int32 `[local]`,
@@ -78,7 +90,7 @@ def train_batches(
     dataset = (
         grain.MapDataset.source(_Reshuffled(examples, seed))
         .seed(seed)
-        .random_map(_TrainView(config, skipped))[start_example:]
+        .random_map(_TrainView([(0, config), *later], skipped))[start_example:]
         .batch(local)[shard.process :: shard.processes]
         .map(lambda batch: {**batch, "index": index})
     )
@@ -167,7 +179,9 @@ class DecodedExamples:
 
 
 class _Reshuffled:
-    """`examples` again and again, each epoch in an order of its own.
+    """`examples` again and again, each epoch in an order of its own, with `seen`.
+
+    That is how many came before.
 
     A permutation per epoch, kept while it is in use: Grain's own shuffle computes
     each place anew, in 30 us an example, which is most of what a small one costs.
@@ -182,7 +196,7 @@ class _Reshuffled:
 
     def __getitem__(self, index: int) -> Batch:
         epoch, place = divmod(index, len(self._examples))
-        return self._examples[int(self._order(epoch)[place])]
+        return {**self._examples[int(self._order(epoch)[place])], "seen": index}
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self._seed, epoch))
@@ -192,16 +206,17 @@ class _Reshuffled:
 class _TrainView:
     """A decoded record -> the example that training sees of it this time."""
 
-    def __init__(self, config: DataConfig, skipped: Skipped):
-        self._config, self._skipped = config, skipped
-        self._view = augmentation.make_train_view(config)
+    def __init__(self, stages: Sequence[tuple[int, DataConfig]], skipped: Skipped):
+        self._starts = [start for start, _ in stages]
+        self._stages = [(c, augmentation.make_train_view(c)) for _, c in stages]
+        self._skipped = skipped
 
     def __call__(self, element: Batch, rng: np.random.Generator) -> Batch:
-        example = _view(
-            self._config, element, lambda image: self._view(image, rng), self._skipped
-        )
-        if self._config.color_shift:
-            example["color_shift"] = augmentation.color_shift(self._config, rng)
+        stage = bisect.bisect_right(self._starts, element["seen"]) - 1
+        config, view = self._stages[stage]
+        example = _view(config, element, lambda image: view(image, rng), self._skipped)
+        if config.color_shift:
+            example["color_shift"] = augmentation.color_shift(config, rng)
         return example
 
 

@@ -11,7 +11,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float | None):
-        """Watches from the first step's end on; None: not at all."""
+        """Watches from a step's end to the next's, or to `rest`; None: not at all."""
         self._seconds = seconds
 
     def __enter__(self) -> "Watchdog":

@@ -13,8 +13,8 @@ class Goodput:
     Productive is the time between the ends of two training steps that follow each
     other, the wait for the batch included (on the host the two overlap). Everything
     else is not: starting, restoring and compiling, a start's first step (which fills
-    the pipeline, and in several processes compiles), evaluations, the part of a save
-    that blocks, tracing a profile. Nor are steps that were lost: a start from step S
+    the pipeline) and, in several processes, any that compiles, evaluations, the part of
+    a save that blocks, tracing a profile. Nor are steps that were lost: a start from S
     takes over the seconds that the save of S wrote down, so that what a killed run did
     after S drops out, and counts when it is made again.
 
@@ -57,6 +57,10 @@ class Goodput:
         if self._step_end is not None:
             self._here += now - self._step_end
         self._step_end = now
+
+    def compiles(self) -> None:
+        """The next step compiles: its time is not productive, as that of the first."""
+        self._step_end = None
 
     def rest(self) -> None:
         """What was done since the last step's end is not productive."""

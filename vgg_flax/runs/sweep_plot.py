@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from vgg_flax.config.sweep import short_name
 from vgg_flax.metrics import Metric, Metrics
 from vgg_flax.runs import curves, sweep_table
 from vgg_flax.runs.sweep_table import Row
@@ -20,8 +21,8 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
 
     A dot is a run. Of a product of values they stand over a swept field: the one with
     the most values, of numbers if there is one; each setting of the others is a line
-    through the means over seeds. Settings that are none (fields that change together)
-    stand in a list, each with what sets it apart, its mean a stroke.
+    through the means over seeds. Settings that are no product (of fields that change
+    together) stand in a list, each with what is unusual in it, its mean a stroke.
 
     Validation is shown, by which one chooses, or test where there is none; at least one
     run is complete.
@@ -32,9 +33,9 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
     split, *_ = sweep_table.splits_of(rows)
     panels = sweep_table.told_metrics(metrics)
     is_product = _is_product(rows)
-    size = (
-        (5 * len(panels), 4) if is_product else (5 * len(panels), 1.5 + len(rows) / 2)
-    )
+    labels = [] if is_product else _unusual(rows)
+    lines = sum(max(2, label.count("\n") + 1) for label in labels)
+    size = (5 * len(panels), 4 if is_product else 1.5 + lines / 4)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=not is_product)[0]
     for axes, metric in zip(all_axes, panels, strict=True):
@@ -43,7 +44,7 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
             _draw_lines(axes, rows, split, metric)
             axes.set_ylabel(title)
         else:
-            _draw_list(axes, rows, split, metric)
+            _draw_list(axes, labels, rows, split, metric)
             axes.set_xlabel(title)
         if metric.is_share:
             axis = axes.yaxis if is_product else axes.xaxis
@@ -52,7 +53,7 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     if not is_product:
         usual = ", ".join(f"{k}={v}" for k, v in _usual(rows).items())
-        text = textwrap.fill(f"Where a setting says nothing else: {usual}", 110)
+        text = textwrap.fill(f"The usual: {usual}", 70 * len(panels))
         figure.suptitle(text, fontsize="small", ha="left", x=0.01)
     with path.open("wb") as stream:
         figure.savefig(stream, format="png")
@@ -66,7 +67,7 @@ def _draw_lines(axes: Any, rows: Sequence[Row], split: str, metric: Metric) -> N
     lines: dict[str, list[tuple[float, list[float]]]] = {}
     for place, row in zip(places, rows, strict=True):
         others = {k: v for k, v in row.values.items() if k != name}
-        label = ", ".join(f"{_short(k)}={v}" for k, v in others.items())
+        label = ", ".join(f"{short_name(k)}={v}" for k, v in others.items())
         if shown := _shown(row, split, metric):
             lines.setdefault(label, []).append((place, shown))
     for label, line in lines.items():
@@ -86,13 +87,10 @@ def _draw_lines(axes: Any, rows: Sequence[Row], split: str, metric: Metric) -> N
         axes.legend(frameon=False)
 
 
-def _draw_list(axes: Any, rows: Sequence[Row], split: str, metric: Metric) -> None:
-    usual = _usual(rows)
-    labels = []
+def _draw_list(
+    axes: Any, labels: Sequence[str], rows: Sequence[Row], split: str, metric: Metric
+) -> None:
     for place, row in enumerate(rows):
-        apart = {k: v for k, v in row.values.items() if repr(v) != repr(usual[k])}
-        told = ", ".join(f"{_short(k)}={v}" for k, v in apart.items())
-        labels.append(textwrap.fill(told, 44) or "nothing else")
         if shown := _shown(row, split, metric):
             dots = axes.scatter(shown, [place] * len(shown), s=16)
             axes.plot(np.mean(shown), place, "|", ms=18, color=dots.get_facecolor()[0])
@@ -106,6 +104,16 @@ def _is_product(rows: Sequence[Row]) -> bool:
     return len(rows) == math.prod(counts)
 
 
+def _unusual(rows: Sequence[Row]) -> list[str]:
+    """Of each row the values that are not the usual ones, in lines."""
+    usual, labels = _usual(rows), []
+    for row in rows:
+        apart = {k: v for k, v in row.values.items() if repr(v) != repr(usual[k])}
+        told = ", ".join(f"{short_name(k)}={v}" for k, v in apart.items())
+        labels.append(textwrap.fill(told, 44) or "the usual")
+    return labels
+
+
 def _usual(rows: Sequence[Row]) -> dict[str, Any]:
     """Of each field the value that most rows have, the first of several."""
     usual: dict[str, Any] = {}
@@ -114,10 +122,6 @@ def _usual(rows: Sequence[Row]) -> dict[str, Any]:
         most = max(values, key=values.count)
         usual[name] = rows[values.index(most)].values[name]
     return usual
-
-
-def _short(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _shown(row: Row, split: str, metric: Metric) -> list[float]:

@@ -114,7 +114,8 @@ def load(config: Config, classes: int) -> Net | None:
     try:
         net = borrowing.load(name, config.data, ema=config.distillation.teacher_ema)
     except VGGFlaxError as error:
-        raise ConfigError(f"config.distillation.teacher: {error}") from error
+        ema = ", with teacher_ema=True" * config.distillation.teacher_ema
+        raise ConfigError(f"config.distillation.teacher{ema}: {error}") from error
     model = net.model
     side = min(data.crop_size for _, data in config_lib.training_stages(config.data))
     why = net.card.no_classes()
@@ -128,7 +129,8 @@ def load(config: Config, classes: int) -> Net | None:
     if why is None and model.smallest_image > side:
         why = (
             f"it takes images of {model.smallest_image} pixels or more, and "
-            f"training's smallest are of {side} (config.data.crop_size)"
+            f"training's smallest views have {side} (config.data.crop_size, "
+            "crop_size_by_epoch)"
         )
     if why is not None:
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -22,9 +21,9 @@ from vgg_flax.parallel import distributed
 from vgg_flax.runs import directory
 from vgg_flax.training import (
     distillation,
-    fitting,
     objectives,
     optimizers,
+    requirements,
     schedules,
 )
 from vgg_flax.training import state as state_lib
@@ -90,11 +89,11 @@ class Job:
         resolved = splits.resolved(config.data)
         config = config_lib.check(dataclasses.replace(config, data=resolved))
         # The same for any number of classes, which may be the data's.
-        fitting.check_net(_with_classes(config, 1), jax.device_count())
+        requirements.check_net(_with_classes(config, 1), jax.device_count())
         opened = _open_splits(config, objective)
         if objective.has_classes:
             config = _with_classes(config, len(opened["train"].class_names))
-        fitting.check_targets(config, objective)
+        requirements.check_targets(config, objective)
         job = cls(
             config,
             storage.expanded(workdir),
@@ -175,13 +174,15 @@ class Job:
                 f"the config asks for {plan.asked_steps:,} steps, and the run is at "
                 f"step {plan.start_step:,}: nothing more is trained"
             )
-        for first, data in self.stages[1:]:
-            low, high = data.train_scale
-            scale = "" if data.train_view == "resized_crop" else f", S {low} to {high}"
-            lines.append(
-                f"from step {first:,}, epoch {plan.epoch_at(first):.1f}, on: training "
-                f"views of {data.crop_size} pixels{scale}"
-            )
+        later = [stage for stage in self.stages if stage[0] > step]
+        if len(self.stages) > 1:
+            lines += [
+                f"from step {max(0, first):,}, epoch {plan.epoch_at(first):.1f}, on: "
+                f"training views of {data.crop_size} pixels"
+                + f", S {data.train_scale}" * (data.train_view != "resized_crop")
+                + ", which is never reached" * (first >= plan.total_steps)
+                for first, data in [(step, self.train_data(step)), *later]
+            ]
         told: dict[str, list[str]] = {}  # slices of a folder have the same to tell
         for split in self.splits.values():
             for remark in split.remarks:
@@ -199,29 +200,30 @@ class Job:
     @functools.cached_property
     def stages(self) -> tuple[tuple[int, DataConfig], ...]:
         """What training sees: `(updates before it begins, settings)`, in order."""
-        return tuple(
-            (self.plan.first_step_of(epoch), data)
-            for epoch, data in config_lib.training_stages(self.config.data)
-        )
+        stages = config_lib.training_stages(self.config.data)
+        begun = {self.plan.first_step_of(epoch): data for epoch, data in stages}
+        return tuple(begun.items())  # of two that begin with one step, the later
 
     def train_data(self, step: int) -> DataConfig:
         """The settings of the batch that comes after `step` updates."""
-        return [data for first, data in self.stages if first <= step][-1]
+        begun = [data for first, data in self.stages if first <= step]
+        return begun[-1] if begun else self.stages[0][1]
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """This process's batches from `start_step` on, without end."""
-        later = sorted({first for first, _ in self.stages if first > start_step})
-        for step, end in itertools.pairwise([start_step, *later, None]):
-            assert step is not None  # only the last end is
-            made = batches.train_batches(
-                self.train_data(step),
-                self.splits["train"],
-                seed=self.config.seed,
-                start_example=self.plan.examples_at(step),
-                shard=self.shard,
-                skipped=self.skipped,
-            )
-            yield from itertools.islice(made, end and end - step)
+        return batches.train_batches(
+            self.train_data(start_step),
+            self.splits["train"],
+            seed=self.config.seed,
+            start_example=self.plan.examples_at(start_step),
+            shard=self.shard,
+            skipped=self.skipped,
+            later=[
+                (self.plan.examples_at(first), data)
+                for first, data in self.stages
+                if first > start_step
+            ],
+        )
 
     def eval_batches(self, name: str) -> Iterator[Batch]:
         """This process's batches of a whole split, in order."""
@@ -230,7 +232,7 @@ class Job:
             self.config.data, split, shard=self.shard, skipped=self.skipped
         )
 
-    def compile_train_step(self, state: TrainState, step: int = 0) -> Any:
+    def compile_train_step(self, state: TrainState, step: int) -> Any:
         """The mapped training step after `step` updates: see `parallel.compile_step`.
 
         Args:

@@ -79,10 +79,10 @@ class Plan:
     def first_step_of(self, epoch: float) -> int:
         """Updates before the first batch that begins in `epoch` or later.
 
-        `start_step`, where that is in the past.
+        In the past it is counted in batches of now, and may be below 0.
         """
         left = epoch * self.steps_per_epoch - self.start_examples / self.batch_size
-        return self.start_step + max(0, math.ceil(left - 1e-6))
+        return self.start_step + math.ceil(left - 1e-6)
 
     def validates_at(self, step: int) -> bool:
         """Whether the validation split is due after `step` updates."""

@@ -161,7 +161,8 @@ def load_weights(config: Config) -> Net | None:
             dtype=dtype,
         )
     except VGGFlaxError as error:
-        raise ConfigError(f"config.init_from: {error}") from error
+        name = "config.init_from" + ", with config.init_ema=True" * config.init_ema
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _check_same_start(job: Job, source: Any) -> None:

@@ -100,7 +100,8 @@ class Saver:
 
     def _meta(self) -> dict[str, Any]:
         config, objective = self._job.config, self._job.objective
-        data, trained = config.data, self._job.train_data(self._position.step)
+        data = config.data
+        trained = self._job.train_data(max(0, self._position.step - 1))
         card = ModelCard(
             model=state_lib.make_model(config.model),
             preprocessing=Preprocessing.of(data),

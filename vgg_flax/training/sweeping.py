@@ -20,9 +20,13 @@ from vgg_flax.data import DataError
 from vgg_flax.errors import ConfigError, Interrupted
 from vgg_flax.runs import sweep_plot, sweep_table
 from vgg_flax.runs.meter import NonFiniteError
-from vgg_flax.training import distillation, fitting, resumption, trainer
+from vgg_flax.training import distillation, requirements, resumption, trainer
 from vgg_flax.training.job import Job
 from vgg_flax.training.objectives import CLASSIFICATION, Objective
+
+# Fields by which weights are found.
+_TEACHER = {"distillation.teacher", "distillation.teacher_ema"}
+_START = {"init_from", "init_ema"}
 
 OptimizerOf = Callable[[Config], Any]  # of optax, or None
 
@@ -120,7 +124,7 @@ def check(
       ConfigError, DataError: as of `Job.prepare`; naming the run.
     """
     jobs: dict[str, Job] = {}
-    weights: set[str] = set()
+    weights: set[tuple[str, bool]] = set()
     for point in points:
         config = point.config
         data = repr((config.data, config.model.num_classes))
@@ -129,13 +133,14 @@ def check(
                 optimizer = optimizer_of(config)
                 jobs[data] = Job.prepare(config, workdir, objective, optimizer)
             fitted = _resolved(config, jobs[data].config)
-            fitting.check_net(fitted, jax.device_count())
-            fitting.check_targets(fitted, objective)
-            if "distillation.teacher" in point.values:
+            requirements.check_net(fitted, jax.device_count())
+            requirements.check_targets(fitted, objective)
+            if _TEACHER & set(point.values):
                 distillation.load(fitted, fitted.model.num_classes)
-            if "init_from" in point.values and config.init_from not in weights:
+            start = config.init_from, config.init_ema
+            if _START & set(point.values) and start not in weights:
                 resumption.load_weights(fitted)
-                weights.add(config.init_from)
+                weights.add(start)
         except (ConfigError, DataError) as error:
             raise type(error)(f"the sweep's run {point.folder}: {error}") from error
 

@@ -177,8 +177,7 @@ class Run:
         """Steps until the plan's end, validating and saving when due.
 
         Args:
-          after_step: called with the number of updates when a step has been sent, and
-            saved if that was due.
+          after_step: called with the updates made, after each step and its save.
 
         Raises:
           Interrupted: a signal came; the state is saved.
@@ -189,23 +188,26 @@ class Run:
             self._validate_and_save()
         if position.step == plan.total_steps or self._measurements.is_stale():
             return
-        step_fn: Any = None
-        compiling_since, side = None, 0
+        step_fn, compiling_since, side = None, None, 0
         meter = self._make_meter()
         batches = meter.drawn(self.job.train_batches(position.step))
         for batch in parallel.prefetch(batches):
-            if side != (side := self.job.train_data(position.step).crop_size):
+            if (new := self.job.train_data(position.step).crop_size) != side:
+                side, step_fn = new, None  # the one before has let its memory go
                 with meter.paused():
                     step_fn, compiling_since = self._compile()
-            self._profile_from(position.step + 1, meter)
+            assert step_fn is not None  # no side is 0
+            if self.profiler.begins_with(position.step + 1):
+                with meter.paused():
+                    self.profiler.start()
             with profiling.named(position.step + 1):
                 self.state, sums = step_fn(self.state, batch)
             position.step += 1
             is_over = position.step == plan.total_steps
             meter.add(position.step, sums)
             if compiling_since is not None:
-                meter.read_all()
-                compiling_since = self._tell_compiled(compiling_since)
+                with meter.paused():
+                    compiling_since = self._tell_compiled(compiling_since)
             self._profile_to(position.step, meter)
             self.saver.note_finished()
             if plan.saves_at(position.step):
@@ -240,8 +242,9 @@ class Run:
                 best = self.job.fc_shards.place(self.saver.read(step, ema=ema))
                 self._measurements.measure(split, best, step, ema=ema)
         if not left and split == "test":
-            last = self.position.step
-            self.log.say(f"complete: {workdir} is at its last step, {last}")
+            self.log.say(
+                f"complete: {workdir} is at its last step, {self.position.step}"
+            )
         else:
             self.log.draw(last=True)
         self.saver.wait()
@@ -280,9 +283,11 @@ class Run:
 
     def _compile(self) -> tuple[Any, float | None]:
         """The step; and when its compiling began, if the first call is to end it."""
+        self.watchdog.rest()
         start = time.perf_counter()
         step_fn = self.job.compile_train_step(self.state, self.position.step)
         if self.job.shard.processes > 1:
+            self.goodput.compiles()
             return step_fn, start
         return step_fn, self._tell_compiled(start)
 
@@ -304,11 +309,6 @@ class Run:
             goodput=self.goodput,
             faster_data=faster_batches(config.data),
         )
-
-    def _profile_from(self, step: int, meter: Meter) -> None:
-        if self.profiler.begins_with(step):
-            with meter.paused():
-                self.profiler.start()
 
     def _profile_to(self, step: int, meter: Meter) -> None:
         if not self.profiler.ends_with(step):

@@ -1,4 +1,4 @@
-"""Whether a config fits the devices, its net and its objective."""
+"""What a run needs: a config that fits the devices, its net and its objective."""
 
 import jax
 
@@ -35,13 +35,13 @@ def check_net(config: Config, devices: int) -> None:
             "set the environment variable JAX_ENABLE_X64=1"
         )
     sides = [("", config.data.crop_size)] + [
-        (f" from epoch {epoch:g} on", stage.crop_size)
-        for epoch, stage in config_lib.training_stages(config.data)
+        (f"_by_epoch, epoch {epoch:g}:", side)
+        for epoch, side in config.data.crop_size_by_epoch
     ]
-    for when, side in sides:
+    for where, side in sides:
         if side < net.smallest_image:
             raise ConfigError(
-                f"config.data.crop_size={side}{when} is smaller than the net "
+                f"config.data.crop_size{where}={side} is smaller than the net "
                 f"can take, {net.smallest_image} pixels with config.model.fc6_window="
                 f"{config.model.fc6_window}; raise it, or use "
                 f"--config.model.fc6_window={max(1, side // 32)}"
