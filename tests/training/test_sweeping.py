@@ -312,7 +312,12 @@ def test_settings_that_change_together_are_drawn_as_a_list(
     for color in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # matplotlib's first
         found = np.argwhere(abs(pixels - color).max(axis=-1) < 8)
         assert len(found) > 50
-    assert "best by test top1" in sweep_table.text(rows, CLASSIFICATION.metrics)
+    text = sweep_table.text(rows, CLASSIFICATION.metrics)
+    settings = [line.split("  ")[0] for line in text.splitlines()[2:5]]
+    first = "optimizer.name=sgd, learning_rate=0.02"
+    assert settings == [first, "the usual", "decay=0.99"]
+    assert "the usual: optimizer.name=adamw, optimizer.learning_rate=0.001," in text
+    assert "best by test top1" in text
 
 
 def test_a_table_says_what_is_missing_and_why(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,5 @@
 """What the runs of a sweep came to as a picture."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -32,8 +31,8 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
 
     split, *_ = sweep_table.splits_of(rows)
     panels = sweep_table.told_metrics(metrics)
-    is_product = _is_product(rows)
-    labels = [] if is_product else _unusual(rows)
+    is_product = sweep_table.is_product(rows)
+    labels = [textwrap.fill(label, 44) for label in sweep_table.unusual(rows)]
     lines = sum(max(2, label.count("\n") + 1) for label in labels)
     size = (5 * len(panels), 4 if is_product else 1.5 + lines / 4)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -52,8 +51,7 @@ def draw(rows: Sequence[Row], metrics: Metrics, path: epath.Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     if not is_product:
-        usual = ", ".join(f"{k}={v}" for k, v in _usual(rows).items())
-        text = textwrap.fill(f"The usual: {usual}", 70 * len(panels))
+        text = textwrap.fill(sweep_table.usual_line(rows), 70 * len(panels))
         figure.suptitle(text, fontsize="small", ha="left", x=0.01)
     with path.open("wb") as stream:
         figure.savefig(stream, format="png")
@@ -96,32 +94,6 @@ def _draw_list(
             axes.plot(np.mean(shown), place, "|", ms=18, color=dots.get_facecolor()[0])
     axes.set_yticks(range(len(rows)), labels, fontsize="small")
     axes.set_ylim(len(rows) - 0.5, -0.5)
-
-
-def _is_product(rows: Sequence[Row]) -> bool:
-    """Whether each value of a field is there with each of the others."""
-    counts = (len({repr(row.values[name]) for row in rows}) for name in rows[0].values)
-    return len(rows) == math.prod(counts)
-
-
-def _unusual(rows: Sequence[Row]) -> list[str]:
-    """Of each row the values that are not the usual ones, in lines."""
-    usual, labels = _usual(rows), []
-    for row in rows:
-        apart = {k: v for k, v in row.values.items() if repr(v) != repr(usual[k])}
-        told = ", ".join(f"{short_name(k)}={v}" for k, v in apart.items())
-        labels.append(textwrap.fill(told, 44) or "the usual")
-    return labels
-
-
-def _usual(rows: Sequence[Row]) -> dict[str, Any]:
-    """Of each field the value that most rows have, the first of several."""
-    usual: dict[str, Any] = {}
-    for name in rows[0].values:
-        values = [repr(row.values[name]) for row in rows]
-        most = max(values, key=values.count)
-        usual[name] = rows[values.index(most)].values[name]
-    return usual
 
 
 def _shown(row: Row, split: str, metric: Metric) -> list[float]:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from etils import epath
 
 from vgg_flax import metrics as metrics_lib
 from vgg_flax import storage
-from vgg_flax.config.sweep import Point
+from vgg_flax.config.sweep import Point, short_name
 from vgg_flax.metrics import Metric, Metrics
 from vgg_flax.runs import log
 
+_WIDTH = 44  # letters of a setting in a line
 SEED = "seed"  # the field over which there are means
 _DIVERGED = "NonFiniteError"  # as `events.jsonl` has it: see `runs.meter`
 
@@ -146,27 +148,64 @@ def told_metrics(metrics: Metrics) -> list[Metric]:
     return [deciding] if deciding is loss else [deciding, loss]
 
 
+def is_product(rows: Sequence[Row]) -> bool:
+    """Whether each value of a field is there with each of the others."""
+    counts = (len({repr(row.values[name]) for row in rows}) for name in rows[0].values)
+    return len(rows) == math.prod(counts)
+
+
+def unusual(rows: Sequence[Row]) -> list[str]:
+    """Of each row the values that most rows do not have, in words."""
+    usual, labels = _usual(rows), []
+    for row in rows:
+        apart = {k: v for k, v in row.values.items() if repr(v) != repr(usual[k])}
+        told = ", ".join(f"{short_name(k)}={v}" for k, v in apart.items())
+        labels.append(told or "the usual")
+    return labels
+
+
+def usual_line(rows: Sequence[Row]) -> str:
+    """The values that most rows have, for people: what `unusual` leaves out."""
+    return "the usual: " + ", ".join(f"{k}={v}" for k, v in _usual(rows).items())
+
+
+def _usual(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of each field the value that most rows have, the first of several."""
+    usual: dict[str, Any] = {}
+    for name in rows[0].values:
+        values = [repr(row.values[name]) for row in rows]
+        most = max(values, key=values.count)
+        usual[name] = rows[values.index(most)].values[name]
+    return usual
+
+
 def text(rows: Sequence[Row], metrics: Metrics) -> str:
     """The table for people, and which setting is the best by validation."""
     import tabulate
 
     columns = [(s, m) for s in splits_of(rows) for m in told_metrics(metrics)]
     is_whole = not any(row.missing for row in rows)
-    header = [*rows[0].values, "runs", *(f"{s} {m.name}" for s, m in columns)]
+    settings: list[tuple[str, ...]] = [tuple(map(str, r.values.values())) for r in rows]
+    names, usual = tuple(rows[0].values), []
+    if not is_product(rows):
+        labels = (textwrap.wrap(label, _WIDTH) for label in unusual(rows))
+        settings = [("\n".join(label),) for label in labels]
+        names, usual = ("setting",), ["", *textwrap.wrap(usual_line(rows), 2 * _WIDTH)]
+    header = [*names, "runs", *(f"{s} {m.name}" for s, m in columns)]
     header += [] if is_whole else ["incomplete"]
     lines = []
-    for row in rows:
+    for setting, row in zip(settings, rows, strict=True):
         spreads = ((row.spread(*column), column[1]) for column in columns)
         lines.append(
             [
-                *map(str, row.values.values()),
+                *setting,
                 f"{row.complete}/{len(row.outcomes)}",
                 *(spread.text(metric) if spread else "" for spread, metric in spreads),
                 *([] if is_whole else [row.missing]),
             ]
         )
     table = tabulate.tabulate(lines, header, "simple", disable_numparse=True)
-    return "\n".join([table, *_best(rows, metrics)])
+    return "\n".join([table, *usual, *_best(rows, metrics)])
 
 
 def _best(rows: Sequence[Row], metrics: Metrics) -> list[str]:
