@@ -2,8 +2,10 @@
 
 command   python train.py --config=configs/folder_modern.py --config.data.data_dir=DIR
 hardware  a laptop's CPU for a few hundred images
-time      TIME
-result    RESULT
+time      3 min for 360 images of 64 pixels, measured on two x86 cores
+result    measured there on 10 kinds of clothing, 120 test photos, a core a run, seeds
+          0, 1, 2: top-1 60.8%, 61.7%, 60.8% of the average (62.5%, 63.3%, 60.8% of the
+          params), where configs/folder.py came to 40.8%, 44.2%, 42.5%
 
 AdamW at its usual rate and decay of kernels (docs/recipes.md) comes further in so few
 steps than SGD; a jitter of 0.4 and a hue of 0.1, SimCLR's at half strength (Chen et al.
