@@ -37,7 +37,8 @@ def from_dict(values: dict[str, Any]) -> Config:
             value = value[part]
         types = {field.name: field.type for field in fields()}
         expected = types.get(path, "a section")
-        if expected.startswith("tuple[tuple"):
+        alone = _is_row(value) and not any(map(_is_row, value))
+        if expected.startswith("tuple[tuple") and alone:
             expected += "; a single row ends with a comma: ((...),)"
         raise ConfigError(f"config.{path}={value!r}; expected {expected}") from error
     except dacite.DaciteError as error:
@@ -52,6 +53,10 @@ def differences(saved: Config, current: Config) -> dict[str, tuple[Any, Any]]:
         for field in fields()
         if old[field.name] != new[field.name] and not field.free_on_resume
     }
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, (tuple, list))
 
 
 def _to_float(value: Any) -> Any:
