@@ -129,5 +129,5 @@ def test_a_value_of_another_type_is_shown_as_it_was_given() -> None:
         config_lib.from_dict(values)
     assert str(caught.value) == (
         "config.optimizer.layer_rates=('stage1', 0.1); expected "
-        "tuple[tuple[str, float], ...]"
+        "tuple[tuple[str, float], ...]; a single row ends with a comma: ((...),)"
     )
