@@ -84,8 +84,10 @@ def test_a_run_that_waits_for_data_says_so_once(
     trainer.train_and_evaluate(config, tmp_path / "run")
     records = log.read_records(tmp_path / "run")
     shares = [r["waiting_for_data"] for r in records if r["split"] == "train"]
-    assert len(shares) == 3 and all(0.1 <= share <= 1 for share in shares)
+    # The first batches were made while the step was compiled.
+    assert len(shares) == 3 and all(0.1 <= share <= 1 for share in shares[1:])
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if line.startswith("waiting for data ")]
     assert len(told) == 1 and "--config.data.train_resize=cv2" in told[0]
-    assert sum("  waiting for data " in line for line in lines) == 3
+    waited = sum(share >= 0.1 for share in shares)
+    assert sum("  waiting for data " in line for line in lines) == waited
