@@ -11,7 +11,7 @@ AdamW at its usual rate and decay of kernels (docs/recipes.md) comes further in 
 steps than SGD; a jitter of 0.4 and a hue of 0.1, SimCLR's at half strength (Chen et al.
 2020), is what helped of the augmentations; smoothing of 0.1 (Szegedy et al. 2016); an
 average over the last hundred of 450 steps. Chosen on 100 of the 400 training photos
-among 16 settings. Mixtures and TrivialAugmentWide, as configs/vgg16_bn_modern.py has
+among 17 settings. Mixtures and TrivialAugmentWide, as configs/vgg16_bn_modern.py has
 them, leave a net unfitted in so few steps: docs/recipes.md has the table.
 """
 

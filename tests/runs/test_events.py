@@ -145,3 +145,7 @@ def test_goodput_counts_from_step_end_to_step_end_without_rests() -> None:
     assert counted + 0.199 <= facts["productive_seconds"]
     assert facts["productive_seconds"] <= facts["wall_seconds"] - 0.399
     assert facts["goodput"] == facts["goodput_since_start"]
+    goodput.compiles()
+    time.sleep(0.2)  # a step whose first call compiles
+    goodput.step_ended()
+    assert goodput.productive_seconds == facts["productive_seconds"]

@@ -115,7 +115,7 @@ def test_the_average_is_validated_beside_saved_and_loaded(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ema", [False, True])
-def test_a_run_starts_from_an_average_and_learns_from_one(
+def test_an_average_is_what_a_run_starts_from_and_what_teaches(
     recipe: Config, workdir: pathlib.Path, ema: bool
 ) -> None:
     wanted = vgg_flax.load(workdir, ema=ema).sha256

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import changed
+from conftest import changed, random_net, save_run
 from etils import epath
 
 from configs import default
 from tests import processes
 from tests.processes import finish, finished_steps
 from vgg_flax import config as config_lib
-from vgg_flax import storage
+from vgg_flax import errors, storage
 from vgg_flax.config import sweep
 from vgg_flax.metrics import Metric
 from vgg_flax.runs import log, sweep_plot, sweep_table
@@ -318,6 +318,24 @@ def test_settings_that_change_together_are_drawn_as_a_list(
     assert settings == [first, "the usual", "decay=0.99"]
     assert "the usual: optimizer.name=adamw, optimizer.learning_rate=0.001," in text
     assert "best by test top1" in text
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "init_from,init_ema=[({run!r}, False), ({run!r}, True)]",
+        "distillation.teacher,distillation.teacher_ema=[('', False), ({run!r}, True)]",
+    ],
+)
+def test_an_average_that_is_not_there_is_told_before_the_first_run(
+    tiny_config: config_lib.Config, tmp_path: pathlib.Path, flag: str
+) -> None:
+    run = save_run(random_net("vgg11_bn", in_channels=1, head="gap"), tmp_path / "of")
+    config = changed(tiny_config, model__head="gap")
+    points = sweep.points([flag.format(run=str(run))], config)
+    with pytest.raises(errors.ConfigError, match=r"ema=True.* has no average"):
+        sweeping.check(points, tmp_path / "sweep", CLASSIFICATION)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_table_says_what_is_missing_and_why(tmp_path: pathlib.Path) -> None:

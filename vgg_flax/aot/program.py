@@ -152,13 +152,10 @@ def compile_program(
             f"config.distillation.teacher={config.distillation.teacher!r}: a step with "
             "a teacher is not compiled ahead of its run; leave it out"
         )
-    views = config.data
-    if name == "train":  # the largest that it comes to
-        stages = (data for _, data in config_lib.training_stages(config.data))
-        views = max(stages, key=lambda data: data.crop_size)
-    size = (views.crop_size, views.crop_size)
+    data = _data_of(name, config)
+    size = (data.crop_size, data.crop_size)
     if name == "dense":
-        size = image_size or (config.data.test_scale, config.data.test_scale * 4 // 3)
+        size = image_size or (data.test_scale, data.test_scale * 4 // 3)
     shards = parallel.UNCUT
     if name != "dense":
         shards = state_lib.make_shards(config, chips, devices)
@@ -167,7 +164,7 @@ def compile_program(
     kinds = {"params": state.params, "batch_stats": state.batch_stats}
     if name == "train":
         kinds |= {"optimizer": state.opt_state, "ema": state.ema}
-    batch = _batch_shapes(name, views, (chips, each), size)
+    batch = _batch_shapes(name, data, (chips, each), size)
     mapped = parallel.pmap_step(
         _make_step(name, config, objective, shards, optimizer),
         donate_state=name == "train",
@@ -233,6 +230,14 @@ def _make_step(
         return step.make_eval_step(config, objective, shards)
     net = state_lib.make_model(config.model)
     return posteriors.make_step(net, preprocessing.Preprocessing.of(config.data))
+
+
+def _data_of(name: str, config: Config) -> DataConfig:
+    """Of training, where the size of views changes by epoch, the largest's."""
+    if name != "train":
+        return config.data
+    stages = (data for _, data in config_lib.training_stages(config.data))
+    return max(stages, key=lambda data: data.crop_size)
 
 
 def _batch_shapes(
