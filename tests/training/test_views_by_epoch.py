@@ -223,6 +223,21 @@ def test_a_teacher_takes_the_smallest_views(
     assert distillation.load(changed(config, data__crop_size_by_epoch=sides), 10)
 
 
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_teacher_stays_when_the_side_changes(
+    config: config_lib.Config, tmp_path: pathlib.Path, devices: int
+) -> None:
+    """Its arrays may be the loaded net's own, which no step may take for its output."""
+    net = random_net("vgg8", in_channels=1, head="gap", num_classes=10)
+    teacher = str(save_run(net, tmp_path / "teacher"))
+    config = changed(config, distillation__teacher=teacher)
+    recipe = processes.write_recipe(config, tmp_path / "recipe.py")
+    (started,) = processes.start(tmp_path / "run", [[recipe]], devices=devices)
+    ended = processes.finish(started, 200)
+    assert ended.code == 0, ended.err[-6000:]
+    assert counts(tmp_path / "run") == [32] * 6
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

@@ -24,6 +24,7 @@ def pmap_step(
     *,
     donate_state: bool,
     state_axes: Any = None,
+    batch_axes: Any = 0,
     devices: Devices | None = None,
 ) -> Any:
     """Maps `step(state, batch)` over devices: state unmapped, batch cut on axis 0.
@@ -36,14 +37,15 @@ def pmap_step(
       donate_state: whether the state's buffers become the new state's, which is then
         the first of two things that `step` returns.
       state_axes: `FCShards.axes` of the state, where some of it is cut.
+      batch_axes: of the batch, where some of it is not: a tuple of 0 and None.
       devices: of this and all other processes; None: all there are.
     """
     if state_axes is not None and jax.process_count() > 1:
-        return _pmap_flat(step, donate_state, state_axes, devices)
+        return _pmap_flat(step, donate_state, state_axes, batch_axes, devices)
     return jax.pmap(
         step,
         axis_name=AXIS_NAME,
-        in_axes=(state_axes, 0),
+        in_axes=(state_axes, batch_axes),
         out_axes=(state_axes, None) if donate_state else None,
         donate_argnums=(0,) if donate_state else (),
         devices=devices,
@@ -54,6 +56,7 @@ def _pmap_flat(
     step: Callable[..., Any],
     donate_state: bool,
     state_axes: Any,
+    batch_axes: Any,
     devices: Devices | None,
 ) -> Callable[[Any, Any], Any]:
     """`pmap_step` in several processes: there pmap hashes axes, and dicts have none."""
@@ -72,7 +75,7 @@ def _pmap_flat(
                 jax.pmap(
                     flat,
                     axis_name=AXIS_NAME,
-                    in_axes=(axes, 0),
+                    in_axes=(axes, batch_axes),
                     out_axes=(axes, None) if donate_state else None,
                     donate_argnums=(0,) if donate_state else (),
                     devices=devices,

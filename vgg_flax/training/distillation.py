@@ -77,24 +77,17 @@ def compile_step(
       `(state, batch) -> (state, metrics)`, as without one.
     """
     step = make(teacher=Teacher(net.model, net.preprocessing))
-
-    def with_teacher(both: Any, batch: Any) -> Any:
-        state, variables = both
-        state, metrics = step(state, batch, variables)
-        return (state, variables), metrics
-
+    # Beside the batch, not in the state: what is donated is gone, and the net's may be
+    # these very arrays.
     variables = parallel.replicate(net.variables)
-    if axes is not None:
-        axes = axes, jax.tree.map(lambda _: None, variables)
-    mapped = parallel.pmap_step(with_teacher, donate_state=True, state_axes=axes)
-    compiled = parallel.compile_step(mapped, (state, variables), batch)
-
-    def taught(state: Any, batch: Any) -> Any:
-        nonlocal variables  # donated, like the state, and given back
-        (state, variables), metrics = compiled((state, variables), batch)
-        return state, metrics
-
-    return taught
+    mapped = parallel.pmap_step(
+        lambda state, both: step(state, *both),
+        donate_state=True,
+        state_axes=axes,
+        batch_axes=(0, None),
+    )
+    compiled = parallel.compile_step(mapped, state, (batch, variables))
+    return lambda state, batch: compiled(state, (batch, variables))
 
 
 def load(config: Config, classes: int) -> Net | None:
