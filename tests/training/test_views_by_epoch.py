@@ -88,6 +88,10 @@ def test_a_stage_begins_with_the_first_batch_of_its_epoch(
     assert told(late, 5) == [
         "from step 5, epoch 1.6, on: training views of 48 pixels, S (64, 72)"
     ]
+    one = changed(config, data__crop_size_by_epoch=((0.0, 48),))
+    assert told(Job.prepare(one, tmp_path), 0) == [
+        "from step 0, epoch 0.0, on: training views of 48 pixels, S (64, 72)"
+    ]
     plain = changed(config, data__crop_size_by_epoch=())
     assert told(Job.prepare(plain, tmp_path), 0) == []
 

@@ -175,7 +175,7 @@ class Job:
                 f"step {plan.start_step:,}: nothing more is trained"
             )
         later = [stage for stage in self.stages if stage[0] > step]
-        if len(self.stages) > 1:
+        if config.data.crop_size_by_epoch or config.data.train_scale_by_epoch:
             lines += [
                 f"from step {max(0, first):,}, epoch {plan.epoch_at(first):.1f}, on: "
                 f"training views of {data.crop_size} pixels"
