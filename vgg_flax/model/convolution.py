@@ -99,12 +99,9 @@ def _turned(kernel: jax.Array) -> jax.Array:
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
-def _by_kernel(
-    convolution: Callable[..., jax.Array], x: jax.Array, y: jax.Array
-) -> jax.Array:
-    """The kernel's cotangent of that convolution."""
-    kernel = jax.typeof(x).update(shape=(3, 3, x.shape[-1], y.shape[-1]))
-    return jax.linear_transpose(functools.partial(convolution, x), kernel)(y)[0]
+def _direct_by_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+    kernel = jax.typeof(x).update(shape=(3, 3, x.shape[3], y.shape[3]))
+    return jax.linear_transpose(functools.partial(_direct, x), kernel)(y)[0]
 
 
 def _define(
@@ -156,8 +153,8 @@ _define(
 _define(
     _correlation,
     lambda x, y: (3, 3, x.shape[3], y.shape[3]),
-    functools.partial(_by_kernel, winograd.convolve),
-    functools.partial(_by_kernel, _direct),
+    winograd.correlate,
+    _direct_by_kernel,
 )
 ad.defbilinear(
     _convolution,

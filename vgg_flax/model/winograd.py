@@ -5,6 +5,8 @@ four outputs of 16 products instead of 36. What is done in one go is a block of 
 or a strip of a large one, so that what its tiles hold stays small.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,43 +29,133 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       `[B, H, W, out]`.
     """
-    batch, height, width, _ = x.shape
-    tile_rows = -(-height // 2)
-    row_bytes = 16 * -(-width // 2) * sum(kernel.shape[2:]) * x.dtype.itemsize
-    rows = min(tile_rows, max(1, _STRIP_BYTES // row_bytes))
-    strips = -(-tile_rows // rows)
-    if strips > 1:  # images then, with a row more above and below
-        below = 1 + 2 * rows * strips - height
-        x = jnp.pad(x, ((0, 0), (1, below), (0, 0), (0, 0)))
-        starts = range(0, 2 * rows * strips, 2 * rows)
-        x = jnp.stack([x[:, at : at + 2 * rows + 2] for at in starts], 1)
-        x = x.reshape(batch * strips, *x.shape[2:])
-    matrices = _in_two_directions(_transformed_kernel, kernel)
+    blocks = _Blocks.of(x, kernel.shape[3])
+    matrices = _matrices(after(x[0, 0, 0, 0], kernel))
+    whole = blocks.framed(x)
 
-    @jax.checkpoint  # x is kept for the transpose, and none of its tiles
-    def block(x: jax.Array, matrices: Any) -> jax.Array:
-        return _block(x, matrices, padded=strips == 1)
+    def put(number: jax.Array, y: jax.Array) -> jax.Array:
+        part = _block(blocks.seen(whole, number), matrices, padded=blocks.strips == 1)
+        return jax.lax.dynamic_update_slice(y, part, blocks.start(number))
 
-    most = max(1, _BLOCK_BYTES // (row_bytes * rows))
-    y = _in_blocks(lambda part: block(part, matrices), x, most)
-    if strips > 1:
-        y = y.reshape(batch, 2 * rows * strips, *y.shape[2:])[:, :height]
-    return y
+    if blocks.count == 1:
+        return _block(x, matrices, padded=True)
+    shape = (*blocks.shape, x.shape[2], kernel.shape[3])
+    # All of it is written. XLA would make one array of zeros for all layers, keep it
+    # throughout and copy it for each; of a pixel it makes them where they are needed.
+    y = jnp.full(shape, x[0, 0, 0, 0])
+    y = jax.lax.fori_loop(0, blocks.count, put, y)
+    return y[: x.shape[0], : x.shape[1]]
 
 
-def _in_blocks(
-    function: Callable[[jax.Array], jax.Array], x: jax.Array, most: int
-) -> jax.Array:
-    """Of equally many images, at most `most`, at a time; in one go without a loop."""
-    most = 1 << (most.bit_length() - 1)  # as batches are multiples of powers of two
-    batch = len(x)
-    blocks = -(-batch // most)
-    if blocks == 1:
-        return function(x)
-    images = -(-batch // blocks)
-    x = jnp.pad(x, ((0, blocks * images - batch), (0, 0), (0, 0), (0, 0)))
-    y = jax.lax.map(function, x.reshape(blocks, images, *x.shape[1:]))
-    return y.reshape(blocks * images, *y.shape[2:])[:batch]
+def correlate(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The kernel's cotangent of the padded convolution.
+
+    Args:
+      x: `[B, H, W, in]`.
+      y: `[B, H, W, out]`, the cotangent of what came out.
+
+    Returns:
+      `[3, 3, in, out]`.
+    """
+    blocks = _Blocks.of(x, y.shape[3])
+    whole, y = blocks.framed(x), blocks.filled(y)
+    # Of x's type, which tells what it varies over within `shard_map`.
+    kernel = jax.typeof(x).update(shape=(3, 3, x.shape[3], y.shape[3]))
+
+    def by_matrices(number: Any) -> Any:
+        part = blocks.seen(whole, number)
+        block = functools.partial(_block, part, padded=blocks.strips == 1)
+        sizes = (*blocks.size, *y.shape[2:])
+        of_part = jax.lax.dynamic_slice(y, blocks.start(number), sizes)
+        (total,) = jax.linear_transpose(block, jax.eval_shape(_matrices, kernel))(
+            of_part
+        )
+        return total
+
+    total = by_matrices(0)
+    if blocks.count > 1:
+        total = jax.lax.fori_loop(
+            1,
+            blocks.count,
+            lambda number, total: jax.tree.map(jnp.add, total, by_matrices(number)),
+            total,
+        )
+    return jax.linear_transpose(_matrices, kernel)(total)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """How `[B, H, W, C]` is cut: into groups of whole images, or images into strips.
+
+    Attributes:
+      size: images and rows of a block's output.
+      strips: how many an image is cut into.
+      count: of all blocks.
+    """
+
+    size: tuple[int, int]
+    strips: int
+    count: int
+
+    @classmethod
+    def of(cls, x: jax.Array, features: int) -> "_Blocks":
+        batch, height, width, channels = x.shape
+        tile_rows = -(-height // 2)
+        row_bytes = 16 * -(-width // 2) * (channels + features) * x.dtype.itemsize
+        rows = min(tile_rows, max(1, _STRIP_BYTES // row_bytes))
+        strips = -(-tile_rows // rows)
+        if strips > 1:
+            return cls((1, 2 * rows), strips, batch * strips)
+        most = max(1, _BLOCK_BYTES // (row_bytes * rows))
+        most = 1 << (most.bit_length() - 1)  # as batches are of powers of two
+        groups = -(-batch // most)
+        return cls((-(-batch // groups), height), 1, groups)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Images and rows of all of them."""
+        return self.count // self.strips * self.size[0], self.strips * self.size[1]
+
+    def start(self, number: Any) -> tuple[Any, Any, int, int]:
+        """Where a block begins."""
+        images, rows = self.size
+        return number // self.strips * images, number % self.strips * rows, 0, 0
+
+    def filled(self, x: jax.Array, above: int = 0) -> jax.Array:
+        """With zeros where the last blocks are not full, and rows above and below."""
+        images, rows = self.shape
+        after = (0, images - x.shape[0]), (above, above + rows - x.shape[1])
+        return jnp.pad(x, (*after, (0, 0), (0, 0))) if any(map(any, after)) else x
+
+    def framed(self, x: jax.Array) -> jax.Array:
+        """What `seen` takes parts of: strips see a row above and one below."""
+        return self.filled(x, above=int(self.strips > 1))
+
+    def seen(self, x: jax.Array, number: Any) -> jax.Array:
+        """The pixels that a block's output is of."""
+        images, rows = self.size
+        sizes = (images, rows + 2 * (self.strips > 1), *x.shape[2:])
+        return jax.lax.dynamic_slice(x, self.start(number), sizes)
+
+
+def after(x: jax.Array, value: jax.Array) -> jax.Array:
+    """`value`, which is computed once x is there.
+
+    XLA for CPUs orders by data alone, and drops barriers before it does. So a zero is
+    added that it takes for something made of x.
+
+    Args:
+      x: a scalar, float32 or float64, NaN or not.
+      value: any floating-point array.
+    """
+    bits = jax.lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}")
+    zero = jax.lax.clamp(jnp.zeros_like(bits), bits, jnp.zeros_like(bits))
+    return value + zero.astype(value.dtype)
+
+
+def _matrices(kernel: jax.Array) -> Any:
+    """`[3, 3, in, out]` -> four by four of `[in, out]`."""
+    return _in_two_directions(_transformed_kernel, kernel)
 
 
 def _block(x: jax.Array, matrices: Any, *, padded: bool) -> jax.Array:

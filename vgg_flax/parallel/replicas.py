@@ -5,6 +5,8 @@ get one here. Every process feeds its own devices; the mapped axis runs over the
 of all of them.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -95,7 +97,20 @@ def compile_step(mapped: Any, state: Any, batch: Any) -> Any:
     """
     if jax.process_count() > 1:
         return mapped
-    return mapped.lower(state, batch).compile()
+    compiled = mapped.lower(state, batch).compile()
+    _return_memory()
+    return compiled
+
+
+def _return_memory() -> None:
+    """Gives the system back what compiling took: half a gigabyte for a step of vgg16.
+
+    glibc would keep it, beside all that the step takes.
+    """
+    if sys.platform == "linux":  # where the C library is glibc, or has no such function
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def replicate(tree: Any, devices: Devices | None = None) -> Any:

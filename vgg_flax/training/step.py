@@ -14,6 +14,7 @@ import optax
 from vgg_flax import parallel
 from vgg_flax.config import Config
 from vgg_flax.images.preprocessing import Preprocessing
+from vgg_flax.model import winograd
 from vgg_flax.training import (
     averaging,
     distillation,
@@ -75,14 +76,16 @@ def make_train_step(
         # Sums over replicas, divided once: masked examples weigh nothing anywhere.
         grads, sums = shards.psum((grads, sums))
         count = jnp.maximum(sums["count"], 1)
+        gradient_norm = shards.norm(grads) / count
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
 
         direction, opt_state = transformation.update(grads, state.opt_state, trained)
         learning_rate = schedule(state.step) * schedules.plateau_factor(
             config.optimizer, state.plateau
         )
+        rate = _after(gradient_norm, learning_rate)
         params = jax.tree.map(
-            lambda w, d: w - jnp.asarray(learning_rate, w.dtype) * d,
+            lambda w, d: w - jnp.asarray(rate, w.dtype) * d,
             trained,
             direction,
         )
@@ -101,14 +104,28 @@ def make_train_step(
             opt_state=opt_state,
             ema=ema,
         )
-        norms = {"gradient_norm": grads, "parameter_norm": params}
         return new_state, {
             **sums,
             "learning_rate": learning_rate,
-            **{name: shards.norm(tree) for name, tree in norms.items()},
+            "gradient_norm": gradient_norm,
+            "parameter_norm": shards.norm(params),
         }
 
     return train_step
+
+
+def _after(norm: jax.Array, rate: Any) -> jax.Array:
+    """`rate`, on CPUs once the gradients are there.
+
+    XLA for CPUs orders by data alone: it would copy all params, that what is left of
+    the backward pass can read them while they are updated in place.
+    """
+    return jax.lax.platform_dependent(
+        jnp.asarray(rate),
+        norm,
+        cpu=lambda rate, norm: winograd.after(norm, rate),
+        default=lambda rate, _: rate,
+    )
 
 
 def _make_loss(
