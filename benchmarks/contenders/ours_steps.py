@@ -60,13 +60,13 @@ def _state(spec: dict[str, Any], recipe: config.Config) -> state_lib.TrainState:
     """A new run's state with the weights of the file."""
     shapes = jax.eval_shape(lambda: state_lib.init_state(recipe))
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    variables = _load(spec).variables
+    variables = jax.device_get(_load(spec).variables)  # as a run has a file's
     state = empty.replace(
         params=variables["params"], batch_stats=variables.get("batch_stats", {})
     )
     plateau = jax.tree.map(jnp.asarray, state_lib.schedules.init_plateau())
     state = state_lib.with_average(recipe, state.replace(plateau=plateau))
-    return parallel.replicate(state)
+    return parallel.UNCUT.place(state)
 
 
 def _step(recipe: config.Config, state: Any, batch: Any) -> Any:

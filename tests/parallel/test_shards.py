@@ -289,3 +289,20 @@ def _halve_all(shards: parallel.FCShards, grads: Any, _: Any) -> list[Any]:
         assert len({len(x) for halves in pending.values() for x in halves}) == 1
         sizes.append(len(pending["fc6"][0]))
     return [np.int32(n) for n in sizes]
+
+
+def test_what_is_placed_from_the_host_is_updated_in_place() -> None:
+    """XLA leaves memory of NumPy's as it is, and would take as much again."""
+    raw = np.ones(1 << 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4  # so aligned it would be taken as it is
+    placed = parallel.UNCUT.place(raw[start : start + 1024])
+    step = parallel.pmap_step(
+        lambda state, batch: (state + batch.sum(), batch.sum()),
+        donate_state=True,
+        devices=jax.devices()[:1],
+    )
+    pointer = placed.addressable_data(0).unsafe_buffer_pointer()
+    state, _ = step(placed, jnp.ones((1, 1)))
+    assert state.addressable_data(0).unsafe_buffer_pointer() == pointer
+    assert placed.is_deleted()
+    assert raw.all()

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vgg_flax.parallel import replicas
 from vgg_flax.parallel.replicas import AXIS_NAME, Devices
@@ -192,16 +193,19 @@ class FCShards:
         return jax.tree_util.tree_map_with_path(shape, tree)
 
     def place(self, tree: Any) -> Any:
-        """Puts whole leaves on this process's devices, those to be cut as rows."""
+        """Puts whole leaves on this process's devices, those to be cut as rows.
 
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: (
-                replicas.scatter(self._cut, x, self.devices)
-                if self.is_cut(path)
-                else replicas.replicate(x, self.devices)
-            ),
-            tree,
-        )
+        A step that is given them may have their memory.
+        """
+
+        def put(path: Any, x: Any) -> jax.Array:
+            if self.is_cut(path):
+                return replicas.scatter(self._cut, x, self.devices)
+            placed = replicas.replicate(x, self.devices)
+            # A CPU uses NumPy's memory as it is; in place XLA updates its own alone.
+            return jnp.copy(placed) if isinstance(x, np.ndarray) else placed
+
+        return jax.tree_util.tree_map_with_path(put, tree)
 
     def fetch(self, tree: Any) -> Any:
         """The inverse of `place`: whole leaves, those that were cut on the host.

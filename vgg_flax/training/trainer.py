@@ -95,6 +95,7 @@ def open_run(
             processes=job.shard.processes,
         )
         job, state = _begin(job, position, checkpoints, events)
+        state = job.fc_shards.place(state)  # what the host has of it is let go
         goodput.resume(events.past, position.step)
         with (
             Log(
@@ -117,7 +118,7 @@ def open_run(
                 run_log.say(line)
             yield Run(
                 job=job,
-                state=job.fc_shards.place(state),
+                state=state,
                 position=position,
                 events=events,
                 signals=signals,
