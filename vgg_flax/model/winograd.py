@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vgg_flax.model import ordering
+
 # What a block's tiles hold before and after the products. From a quarter to twice of it
 # times are within a fifth; one image of 224 pixels and 64 channels alone has 100 MiB.
-_BLOCK_BYTES = 32 << 20
-_STRIP_BYTES = 128 << 20  # an image with more is cut into strips
+BLOCK_BYTES = 32 << 20
+STRIP_BYTES = 128 << 20  # an image with more is cut into strips
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -30,18 +32,19 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
       `[B, H, W, out]`.
     """
     blocks = _Blocks.of(x, kernel.shape[3])
-    matrices = _matrices(after(x[0, 0, 0, 0], kernel))
+    # Or the matrices of all layers, twice the kernels, would be made to begin with.
+    matrices = _matrices(ordering.after(x[0, 0, 0, 0], kernel))
+    if blocks.count == 1:
+        return _block(x, matrices, padded=True)
     whole = blocks.framed(x)
 
     def put(number: jax.Array, y: jax.Array) -> jax.Array:
         part = _block(blocks.seen(whole, number), matrices, padded=blocks.strips == 1)
         return jax.lax.dynamic_update_slice(y, part, blocks.start(number))
 
-    if blocks.count == 1:
-        return _block(x, matrices, padded=True)
     shape = (*blocks.shape, x.shape[2], kernel.shape[3])
-    # All of it is written. XLA would make one array of zeros for all layers, keep it
-    # throughout and copy it for each; of a pixel it makes them where they are needed.
+    # All of it is written. Zeros XLA would make once for all layers, keep throughout
+    # and copy for each; what is filled with a pixel of x is made where it is needed.
     y = jnp.full(shape, x[0, 0, 0, 0])
     y = jax.lax.fori_loop(0, blocks.count, put, y)
     return y[: x.shape[0], : x.shape[1]]
@@ -102,11 +105,12 @@ class _Blocks:
         batch, height, width, channels = x.shape
         tile_rows = -(-height // 2)
         row_bytes = 16 * -(-width // 2) * (channels + features) * x.dtype.itemsize
-        rows = min(tile_rows, max(1, _STRIP_BYTES // row_bytes))
+        rows = min(tile_rows, max(1, STRIP_BYTES // row_bytes))
         strips = -(-tile_rows // rows)
         if strips > 1:
+            rows = -(-tile_rows // strips)
             return cls((1, 2 * rows), strips, batch * strips)
-        most = max(1, _BLOCK_BYTES // (row_bytes * rows))
+        most = max(1, BLOCK_BYTES // (row_bytes * rows))
         most = 1 << (most.bit_length() - 1)  # as batches are of powers of two
         groups = -(-batch // most)
         return cls((-(-batch // groups), height), 1, groups)
@@ -124,8 +128,8 @@ class _Blocks:
     def filled(self, x: jax.Array, above: int = 0) -> jax.Array:
         """With zeros where the last blocks are not full, and rows above and below."""
         images, rows = self.shape
-        after = (0, images - x.shape[0]), (above, above + rows - x.shape[1])
-        return jnp.pad(x, (*after, (0, 0), (0, 0))) if any(map(any, after)) else x
+        around = (0, images - x.shape[0]), (above, above + rows - x.shape[1])
+        return jnp.pad(x, (*around, (0, 0), (0, 0))) if any(map(any, around)) else x
 
     def framed(self, x: jax.Array) -> jax.Array:
         """What `seen` takes parts of: strips see a row above and one below."""
@@ -136,21 +140,6 @@ class _Blocks:
         images, rows = self.size
         sizes = (images, rows + 2 * (self.strips > 1), *x.shape[2:])
         return jax.lax.dynamic_slice(x, self.start(number), sizes)
-
-
-def after(x: jax.Array, value: jax.Array) -> jax.Array:
-    """`value`, which is computed once x is there.
-
-    XLA for CPUs orders by data alone, and drops barriers before it does. So a zero is
-    added that it takes for something made of x.
-
-    Args:
-      x: a scalar, float32 or float64, NaN or not.
-      value: any floating-point array.
-    """
-    bits = jax.lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}")
-    zero = jax.lax.clamp(jnp.zeros_like(bits), bits, jnp.zeros_like(bits))
-    return value + zero.astype(value.dtype)
 
 
 def _matrices(kernel: jax.Array) -> Any:

@@ -143,9 +143,9 @@ class FCShards:
         return self._psum(tree, self.is_cut) if self.shapes else tree
 
     def _psum(self, tree: Any, chosen: Callable[[Any], bool]) -> Any:
-        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
         if jax.lax.axis_size(AXIS_NAME) == 1:
             return tree  # which XLA for CPUs would copy
+        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
         parts = [leaf for path, leaf in paths if chosen(path)]
         summed = iter(jax.lax.psum(parts, AXIS_NAME))
         return structure.unflatten(
@@ -195,15 +195,18 @@ class FCShards:
     def place(self, tree: Any) -> Any:
         """Puts whole leaves on this process's devices, those to be cut as rows.
 
-        A step that is given them may have their memory.
+        A step that is given them may have their memory, and that of the arrays of JAX
+        that they were.
         """
 
         def put(path: Any, x: Any) -> jax.Array:
             if self.is_cut(path):
                 return replicas.scatter(self._cut, x, self.devices)
             placed = replicas.replicate(x, self.devices)
-            # A CPU uses NumPy's memory as it is; in place XLA updates its own alone.
-            return jnp.copy(placed) if isinstance(x, np.ndarray) else placed
+            if isinstance(x, np.ndarray) and jax.default_backend() == "cpu":
+                # Else it is NumPy's memory, and XLA updates in place only its own.
+                return jnp.copy(placed)
+            return placed
 
         return jax.tree_util.tree_map_with_path(put, tree)
 

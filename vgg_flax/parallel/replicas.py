@@ -92,8 +92,9 @@ def _pmap_flat(
 def compile_step(mapped: Any, state: Any, batch: Any) -> Any:
     """The compiled step for just these shapes; any other raises, none recompiles.
 
-    In several processes the mapped step itself, which compiles at its first call: pmap
-    makes global arrays of local ones around the compiled step, not within.
+    What compiling took of memory is given back. In several processes the mapped step
+    itself, which compiles at its first call: pmap makes global arrays of local ones
+    around the compiled step, not within.
     """
     if jax.process_count() > 1:
         return mapped

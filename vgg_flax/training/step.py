@@ -14,7 +14,7 @@ import optax
 from vgg_flax import parallel
 from vgg_flax.config import Config
 from vgg_flax.images.preprocessing import Preprocessing
-from vgg_flax.model import winograd
+from vgg_flax.model import ordering
 from vgg_flax.training import (
     averaging,
     distillation,
@@ -83,7 +83,9 @@ def make_train_step(
         learning_rate = schedule(state.step) * schedules.plateau_factor(
             config.optimizer, state.plateau
         )
-        rate = _after(gradient_norm, learning_rate)
+        # Or XLA for CPUs would copy all params, that what is left of the backward pass
+        # can read them while they are updated in place.
+        rate = ordering.after(gradient_norm, jnp.asarray(learning_rate))
         params = jax.tree.map(
             lambda w, d: w - jnp.asarray(rate, w.dtype) * d,
             trained,
@@ -112,20 +114,6 @@ def make_train_step(
         }
 
     return train_step
-
-
-def _after(norm: jax.Array, rate: Any) -> jax.Array:
-    """`rate`, on CPUs once the gradients are there.
-
-    XLA for CPUs orders by data alone: it would copy all params, that what is left of
-    the backward pass can read them while they are updated in place.
-    """
-    return jax.lax.platform_dependent(
-        jnp.asarray(rate),
-        norm,
-        cpu=lambda rate, norm: winograd.after(norm, rate),
-        default=lambda rate, _: rate,
-    )
 
 
 def _make_loss(
