@@ -83,13 +83,11 @@ def make_train_step(
         learning_rate = schedule(state.step) * schedules.plateau_factor(
             config.optimizer, state.plateau
         )
-        # Or XLA for CPUs would copy all params, that what is left of the backward pass
-        # can read them while they are updated in place.
+        # Or on CPUs params would be copied, for the backward pass to read while they
+        # are updated in place.
         rate = ordering.after(gradient_norm, jnp.asarray(learning_rate))
         params = jax.tree.map(
-            lambda w, d: w - jnp.asarray(rate, w.dtype) * d,
-            trained,
-            direction,
+            lambda w, d: w - jnp.asarray(rate, w.dtype) * d, trained, direction
         )
         batch_stats = jax.lax.pmean(batch_stats, parallel.AXIS_NAME)
         moved, _ = selection.split(config, batch_stats)
