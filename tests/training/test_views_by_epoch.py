@@ -118,7 +118,6 @@ def test_each_stage_has_the_batches_of_a_run_of_its_settings(
             np.testing.assert_array_equal(values, expected[name], f"{step} {name}")
 
 
-@pytest.mark.slow
 def test_a_run_of_three_sides_is_three_runs_that_go_on_with_another_side(
     config: config_lib.Config, tmp_path: pathlib.Path
 ) -> None:
