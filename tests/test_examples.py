@@ -68,7 +68,7 @@ def test_an_autoencoder_trained_on_lpips_is_nearer_by_it(
         photo.save(tmp_path / "photos" / f"{i}.png")
     paths = [str(tmp_path / "photos"), str(tmp_path / "out.png")]
     command = [sys.executable, str(ROOT / "examples" / "perceptual_autoencoder.py")]
-    command += [*paths, f"--weights={run}", "--steps=12"]
+    command += [*paths, f"--weights={run}", "--steps=30"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     squares, both = (float(x.split()[-1]) for x in done.stdout.splitlines())
