@@ -67,11 +67,16 @@ class Row:
 def sized(measure: Measure, seconds: float) -> tuple[int, float]:
     """Warms up, and says how many repetitions take about `seconds`; at least 1.
 
-    And the value of the one, warm, that says so.
+    And the value of one of the last that were tried: the first are over at once where
+    they were made ahead, as batches are, so that counts grow until they take an eighth.
     """
     measure(1)
-    value = measure(1)
-    return max(1, round(seconds / max(value, 1e-9))), value
+    count, value = 1, measure(1)
+    while value < seconds / 8:
+        count *= 2
+        value = measure(count)
+    one = value / count
+    return max(1, round(seconds / one)), one
 
 
 def alternate(

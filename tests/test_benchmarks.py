@@ -124,6 +124,21 @@ def test_repetitions_fill_the_time_that_is_wanted() -> None:
     assert asked == [1, 1, 1, 1]  # each warmed up first
 
 
+def test_what_was_made_ahead_does_not_make_the_repetitions_many() -> None:
+    ahead = 4
+    asked = []
+
+    def measure(repetitions: int) -> float:
+        nonlocal ahead
+        asked.append(repetitions)
+        made = min(ahead, repetitions)
+        ahead -= made
+        return 1e-5 * made + 0.04 * (repetitions - made)
+
+    assert pairs.sized(measure, 2.0) == (50, pytest.approx(0.04))
+    assert asked == [1, 1, 2, 4, 8]
+
+
 def test_outputs_are_compared_before_anything_is_timed(
     log: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
