@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import PIL.Image
@@ -22,7 +23,7 @@ from vgg_flax.data import batches as batches_lib
 from vgg_flax.data import splits as splits_lib
 from vgg_flax.data.batches import Batch, DataError, Shard
 from vgg_flax.data.splits import Split
-from vgg_flax.images import codec
+from vgg_flax.images import augmentation, codec
 
 ONE = Shard()
 
@@ -287,6 +288,26 @@ def test_the_seed_decides_order_and_pixels(color_shift: float):
         assert_equal(one, two)
     for name in first[0].keys() - {"mask", "index"}:
         assert (joined(first)[name] != joined(other)[name]).any(), name
+
+
+@pytest.mark.parametrize(("seed", "start_step"), [(0, 0), (7, 9), (2**31, 10**9)])
+def test_views_are_drawn_as_grain_draws_for_single_examples(seed: int, start_step: int):
+    """Which earlier versions left to Grain: their runs go on as they would have."""
+    split, data = numbered(53), settings(color_shift=0.1, flip=True)
+    batches = train(data, split, 3, seed=seed, start_step=start_step)
+    start, seen = start_step * data.batch_size, joined(batches)
+    view = augmentation.make_train_view(data)
+
+    def draw(number: int, rng: np.random.Generator) -> Batch:
+        record = split.records[seen["label"][number - start]]
+        image = view(codec.decode(record["image"]), rng)
+        return {"image": image, "color_shift": augmentation.color_shift(data, rng)}
+
+    drawn = grain.MapDataset.range(start + 24).seed(seed).random_map(draw)
+    for place in range(24):
+        expected: Any = drawn[start + place]
+        for name, value in expected.items():
+            np.testing.assert_array_equal(seen[name][place], value, err_msg=name)
 
 
 @pytest.mark.parametrize("start_step", [1, 5, 17, 106])
