@@ -175,7 +175,7 @@ class _Batches:
     """One process's parts of the global batches, by their numbers.
 
     Grain's threads are given whole batches: what Grain does for an element, and to
-    stack them, was a third of the time of small images and an eighth of photos'.
+    stack them, was 52 of 86 us of a small image and an eighth of a photo's time.
     """
 
     def __init__(
