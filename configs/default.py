@@ -39,7 +39,7 @@ def get_config() -> config.Config:
             train_resize="cv2",
             cache=True,
             num_threads=1,
-            prefetch=8,
+            prefetch=64,  # the first epoch, while the step compiles
         ),
         optimizer=config.OptimizerConfig(
             learning_rate=0.02,
