@@ -106,7 +106,9 @@ def test_padding_changes_nothing_in_float32(pooling: str, head: str) -> None:
     apply = jax.jit(net.model.apply)
     found = apply(net.variables, padded, sizes=jnp.array([[75, 64]]))
     alone = apply(net.variables, images)
-    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+    # A share of the largest: a sum's order is the machine's, and so is its rounding.
+    atol = 1e-6 * np.abs(alone).max()
+    np.testing.assert_allclose(found, alone, rtol=0, atol=atol)
 
 
 def test_dense_in_a_bucket_is_dense_without(photo: np.ndarray) -> None:
