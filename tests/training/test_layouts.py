@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1), "1x1": (1, 1)}
 CUT = {"2x2"}
 # float64 shows that a layout changes nothing; of float32, as users train, one pair.
-IN_FLOAT32 = ("1x4", "4x1")
+IN_FLOAT32 = ("1x4", "2x2")
 
 Recipes = dict[str, config_lib.Config]  # by the run's folder within the workdir
 
@@ -174,7 +174,7 @@ def test_a_run_does_not_depend_on_processes_and_devices(
     assert {r["count"] for r in ours if r["split"] == "validation"} == {43}
 
 
-def test_the_first_float32_step_is_the_same_in_one_process_and_in_four(
+def test_the_first_float32_step_is_the_same_in_one_process_and_in_two(
     layouts: tuple[Recipes, dict[str, pathlib.Path]],
 ) -> None:
     _, workdirs = layouts
