@@ -58,11 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Rooms with long tests first: no process is left with one at the end.
-
-    So with those of faults, which wait for minutes: others have the core meanwhile.
-    """
-    first = ("training", "parallel", "evaluation", "config", "faults")
+    """Rooms with long tests first: no process is left with one at the end."""
+    first = ("training", "parallel", "evaluation", "config")
     items.sort(key=lambda item: not {*first} & {*item.path.parts})
 
 
