@@ -15,7 +15,7 @@ from vgg_flax.model import convolution, layers, winograd
 # Batch, height, width, in, out, the kernel's sides, padding. The first four have enough
 # to do for Winograd's (see `much_to_do`): in one go (in float32), in blocks with a rest
 # of images, odd and an image at a time, in three strips an image with a rest of rows.
-# The others are XLA's, or tiny.
+# The others are XLA's, or a matmul's on CPUs: tiny, or the classifier's.
 SHAPES = {
     "one block": (4, 16, 16, 64, 32, 3, "SAME"),
     "a rest of images": (7, 16, 16, 64, 32, 3, "SAME"),
@@ -23,6 +23,8 @@ SHAPES = {
     "strips": (2, 70, 501, 16, 16, 3, "SAME"),
     "1x1": (9, 20, 20, 600, 2, 1, "SAME"),
     "sliding": (2, 17, 16, 96, 2, 7, "VALID"),
+    "one position": (5, 7, 7, 96, 20, 7, "VALID"),
+    "every position": (2, 3, 4, 96, 20, 1, "VALID"),
     "small": (3, 13, 40, 3, 8, 3, "SAME"),
     "tiny": (3, 2, 2, 4, 4, 3, "SAME"),
 }
@@ -122,7 +124,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["odd", "a rest of images"])
+@pytest.mark.parametrize("name", ["odd", "a rest of images", "sliding"])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transformations_apply(transform: str, name: str) -> None:
     with jax.enable_x64(True):
@@ -193,6 +195,49 @@ def test_a_kernel_is_transformed_when_its_layer_is_computed() -> None:
     assert taken(through, (1, 16, 16, 512), (8, 3, 3, 512, 512)) < 3 * 32
 
 
+def compiled(function: Callable[..., Any], *arguments: jax.Array) -> str:
+    return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+@pytest.mark.parametrize("is_xlas", [True, False])
+def test_columns_of_too_many_windows_are_not_made(
+    monkeypatch: pytest.MonkeyPatch, is_xlas: bool
+) -> None:
+    """Of 110 windows in each of two images, 7 x 7 x 96 elements."""
+    monkeypatch.setattr(convolution, "MANY_COLUMNS", 220 * 4704 - is_xlas)
+    x, kernel, padding = operands("sliding", "float32")
+    text = compiled(lambda x, k: convolution.convolve(x, k, padding), x, kernel)
+    assert (" convolution(" in text) == is_xlas
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "padding"),
+    [
+        ((32, 1), 1, "VALID"),
+        ((8, 2), 1, "VALID"),
+        ((8, 3), 2, "VALID"),
+        ((8, 2), 3, "SAME"),
+    ],
+)
+def test_a_reduction_computes_no_matmul_itself(
+    sizes: tuple[int, int], side: int, padding: str
+) -> None:
+    """In jaxlib 0.10 the classifier's then took 25 times as long for a softmax."""
+    batch, edge = sizes
+    x = draw((batch, edge, edge, 512), "float32")
+    kernel = draw((side, side, 512, 512), "float32")
+    square = draw((1, 1, 512, 512), "float32")
+
+    def sums(x: jax.Array, kernel: jax.Array, square: jax.Array) -> jax.Array:
+        y = layers.relu(convolution.convolve(x, kernel, padding))
+        return convolution.convolve(y, square, "VALID").sum(-1)
+
+    computations = compiled(sums, x, kernel, square).split("\n\n")
+    of_matmuls = [text for text in computations if " dot(" in text]
+    assert sum(text.count(" dot(") for text in of_matmuls) == 2
+    assert all("ENTRY" in text or " reduce(" not in text for text in of_matmuls)
+
+
 def test_an_explicit_mesh_gets_xlas_own() -> None:
     x, kernel, padding = operands("one block", "float32")
     mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
@@ -221,7 +266,9 @@ def test_an_export_may_leave_the_batch_open() -> None:
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("name", ["one block", "a rest of images", "1x1", "tiny"])
+@pytest.mark.parametrize(
+    "name", ["one block", "a rest of images", "1x1", "sliding", "tiny"]
+)
 def test_other_platforms_get_the_plain_convolution(platform: str, name: str) -> None:
     """For the two gradients and the result, and no loop."""
     x, kernel, padding = operands(name, "float32")

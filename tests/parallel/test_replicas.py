@@ -1,6 +1,5 @@
 """Compiling a replica's step leaves nothing behind that the step is in need of."""
 
-import ctypes
 import platform
 
 import pytest

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from vgg_flax.model import winograd
+from vgg_flax.model import ordering, winograd
 
 # On CPU XLA's convolution of a 2x2 map, which is stage 5 of every net at 32 pixels,
 # takes up to 80 times as long as a matmul of its columns, at 1x1 ten times.
 _TINY = 2
+# Of the classifier's windows over a larger map, which dense evaluation has, it takes
+# 1.5 to 6 times as long. Elements of the columns, half a gigabyte in float32.
+MANY_COLUMNS = 1 << 27
 # With fewer multiply-adds XLA's own is soon done too, and sooner compiled: the default
 # recipe's layers.
 FEW_PRODUCTS = 1 << 28
@@ -34,27 +37,42 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
     """
     if padding == "VALID" and x.shape[1:3] == kernel.shape[:2]:  # one position
         flat = math.prod(kernel.shape[:3])
-        y = x.reshape(x.shape[0], flat) @ kernel.reshape(flat, -1)
+        y = ordering.settled(x.reshape(x.shape[0], flat) @ kernel.reshape(flat, -1))
         return y[:, None, None, :]  # [B, 1, 1, out]
-    if padding == "SAME" and max(x.shape[1:3]) <= _TINY:
+    if _is_for_columns(x, kernel, padding):
+        columns = functools.partial(_by_columns, padding=padding)
         direct = functools.partial(_direct, padding=padding)
-        return jax.lax.platform_dependent(x, kernel, cpu=_by_columns, default=direct)
+        return jax.lax.platform_dependent(x, kernel, cpu=columns, default=direct)
     if padding == "SAME" and _is_for_winograd(x, kernel):
         return _bind(_convolution, x, kernel)
     return _direct(x, kernel, padding)
+
+
+def _is_for_columns(x: jax.Array, kernel: jax.Array, padding: str) -> bool:
+    if padding == "SAME":
+        return max(x.shape[1:3]) <= _TINY
+    if not _is_plain(x, kernel):
+        return False
+    (height, width), (rows, columns) = x.shape[1:3], kernel.shape[:2]
+    positions = x.shape[0] * (height - rows + 1) * (width - columns + 1)
+    return positions * math.prod(kernel.shape[:3]) <= MANY_COLUMNS
 
 
 def _is_for_winograd(x: jax.Array, kernel: jax.Array) -> bool:
     # In fewer bits than float32 the transforms would lose what one matmul keeps.
     if kernel.shape[:2] != (3, 3) or x.dtype not in (jnp.float32, jnp.float64):
         return False
-    sizes = (*x.shape, *kernel.shape)
-    if not all(isinstance(size, int) for size in sizes):  # left open by an export
-        return False
-    if any(jax.typeof(x).sharding.spec):  # of an explicit mesh: XLA's has rules
+    if not _is_plain(x, kernel):
         return False
     products = math.prod(x.shape[:3]) * math.prod(kernel.shape)
     return products >= FEW_PRODUCTS and min(kernel.shape[2:]) >= _FEW_CHANNELS
+
+
+def _is_plain(x: jax.Array, kernel: jax.Array) -> bool:
+    """No size is left open by an export, nor x of an explicit mesh: XLA's has rules."""
+    sizes = (*x.shape, *kernel.shape)
+    is_cut = any(jax.typeof(x).sharding.spec)
+    return not is_cut and all(isinstance(size, int) for size in sizes)
 
 
 def _direct(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Array:
@@ -63,17 +81,18 @@ def _direct(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Array
     )
 
 
-def _by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Padded: a matmul of what each window sees, `[B, H, W, h w in]`."""
-    (rows, columns), (height, width) = kernel.shape[:2], x.shape[1:3]
-    around = [(0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)]
-    padded = jnp.pad(x, around)
+def _by_columns(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+    """A matmul of what each window sees, `[B, H', W', h w in]`."""
+    rows, columns = kernel.shape[:2]
+    if padding == "SAME":
+        around = [(rows // 2, rows // 2), (columns // 2, columns // 2)]
+        x = jnp.pad(x, [(0, 0), *around, (0, 0)])
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
     seen = [
-        padded[:, i : i + height, j : j + width]
-        for i in range(rows)
-        for j in range(columns)
+        x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)
     ]
-    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    flat = jnp.concatenate(seen, axis=-1)
+    return ordering.settled(flat @ kernel.reshape(-1, kernel.shape[-1]))
 
 
 # Winograd's on CPUs and XLA's elsewhere, as primitives of JAX: only a primitive may say
