@@ -88,7 +88,7 @@ def _row(
     """Keeps or measures a row, and says so; whether it is there now."""
     what = f"{row.benchmark}: {row.name}" + f", over {row.peer}" * bool(row.peer)
     try:
-        identity = results.identity(row, session, options.pairs)
+        identity = results.identity(row, session, options.pairs, options.seconds)
         if not options.again and file.find(identity):
             say(f"{what}: kept")
             return True

@@ -12,7 +12,14 @@ from vgg_flax import errors
 _HERE = pathlib.Path(__file__).parent
 NAMES = ("torch", "keras", "tf")  # each has a file requirements-NAME.txt
 _TOLD = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "keras")
-_TOLD += ("tensorflow-cpu", "simplejpeg", "opencv-python-headless", "pillow")
+_TOLD += (
+    "optax",
+    "grain",
+    "tensorflow-cpu",
+    "simplejpeg",
+    "opencv-python-headless",
+    "pillow",
+)
 _PROGRAM = """
 import importlib.metadata, json, platform, sys
 found = {"python": platform.python_version()}

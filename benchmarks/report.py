@@ -32,11 +32,13 @@ Made by `python -m benchmarks report` of `results/*.json`; what it is to be read
 - A ratio is ours over the peer's: the median over the pairs of a row, in brackets the
   smallest and the largest. Pairs are measured in turn (ours, theirs, ours, ...) in two
   processes that live as long as the row; the one whose turn it is not is stopped.
+  Start-up, memory and whole runs are processes of their own, each started anew.
 - Both have the same cores and, where they compute the same, outputs were compared
   before: logits; of training the loss and the change of conv1_1's kernel by a step
   without dropout.
 - torchvision is the fastest of eager, channels-last and channels-last through
-  `torch.compile` in a short trial before, which is named; all three are in the files.
+  `torch.compile` (frozen, of inference) in a short trial of speed before, which is
+  named, and of input of Pillow's images and tensors; all are in the files.
 - Floor and goal are what was aimed at (`targets.py`); the row says which is reached.
 - Where seconds or MiB are compared, less is better.
 

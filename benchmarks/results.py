@@ -52,10 +52,10 @@ class File:
         aside.replace(self.path)
 
 
-def identity(row: Row, session: Session, asked: int) -> dict[str, Any]:
+def identity(row: Row, session: Session, asked: int, seconds: float) -> dict[str, Any]:
     """What a row is and depends on; two that are equal in this are one.
 
-    `asked`: for so many pairs.
+    `asked`: for so many pairs; `seconds`: of a measurement.
     """
     environments = {c.environment for c in (row.ours, *row.theirs)}
     versions = {e: session.interpreters.versions(e) for e in sorted(environments)}
@@ -66,6 +66,7 @@ def identity(row: Row, session: Session, asked: int) -> dict[str, Any]:
         "unit": row.unit,
         "smaller_is_better": row.smaller_is_better,
         "pairs": row.count(asked),
+        "seconds": seconds,
         "code": code_digest(),
         "versions": versions,
         "machine": machine(len(session.cores)),

@@ -46,7 +46,10 @@ def prepare(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
     )
     if view == "train":
         files = files.shuffle(len(files))
-    contents = files.repeat().map(tf.io.read_file)
+    contents = files.map(tf.io.read_file)
+    if view == "decode":  # as all others': of bytes in memory
+        contents = contents.cache()
+    contents = contents.repeat()
     take = {"train": _train_view, "test": _test_view, "decode": tf.io.decode_jpeg}[view]
     images = contents.map(take, num_parallel_calls=threads)
     if view != "decode":

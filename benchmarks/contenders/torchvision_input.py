@@ -1,4 +1,7 @@
-"""torchvision's input: `ImageFolder`, transforms, `DataLoader`; or decoding alone."""
+"""torchvision's input: `ImageFolder`, transforms, `DataLoader`; or decoding alone.
+
+Images are Pillow's, as is its default, or tensors, from `decode_image` on.
+"""
 
 import itertools
 import pathlib
@@ -17,10 +20,20 @@ VIEWS = {
 }
 
 
+def _tensor(path: str) -> Any:
+    return torchvision.io.decode_image(path, torchvision.io.ImageReadMode.RGB)
+
+
 def _batches(spec: dict[str, Any]) -> Iterator[Any]:
     """uint8 batches `[batch, 3, 224, 224]` without end, made by one process a core."""
-    view = v2.Compose([*VIEWS[spec["view"]], v2.PILToTensor()])
-    images = torchvision.datasets.ImageFolder(f"{spec['photos']}/{spec['view']}", view)
+    root, views = f"{spec['photos']}/{spec['view']}", VIEWS[spec["view"]]
+    if spec["images"] == "tensors":
+        images = torchvision.datasets.ImageFolder(
+            root, v2.Compose(views), loader=_tensor
+        )
+    else:
+        view = v2.Compose([*views, v2.PILToTensor()])
+        images = torchvision.datasets.ImageFolder(root, view)
     loader = torch.utils.data.DataLoader(
         images,
         spec["batch"],

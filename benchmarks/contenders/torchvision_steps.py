@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch  # pyright: ignore[reportMissingImports]
+import torch._inductor.config  # pyright: ignore[reportMissingImports]
 import torchvision  # pyright: ignore[reportMissingImports]
 
 from benchmarks.contenders import serve, work
@@ -46,9 +47,13 @@ def _images(spec: dict[str, Any]) -> tuple[Any, Any]:
     return tensor, torch.from_numpy(labels).long()
 
 
-def _forward(net: Any) -> Any:
+def _forward(net: Any, mode: str) -> Any:
     mean, std = (torch.from_numpy(x)[:, None, None] for x in (work.MEAN, work.STD))
-    return lambda images: net((images / 255 - mean) / std)
+
+    def forward(images: Any) -> Any:
+        return net((images / 255 - mean) / std)
+
+    return torch.compile(forward) if mode == "compile" else forward
 
 
 def _infer(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
@@ -56,9 +61,8 @@ def _infer(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
     net = _net(spec)
     if until := spec["until"]:
         net = torch.nn.Sequential(net.features[: _LAYERS[until]], _ToNHWC())
-    forward = _forward(net)
-    if spec["mode"] == "compile":
-        forward = torch.compile(forward)
+    torch._inductor.config.freezing = True  # weights packed, BatchNorm folded
+    forward = _forward(net, spec["mode"])
 
     def run(repetitions: int) -> None:
         with torch.inference_mode():
@@ -77,6 +81,7 @@ def _train(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
         work.LEARNING_RATE,
         momentum=work.MOMENTUM,
         weight_decay=work.WEIGHT_DECAY,
+        fused=True,
     )
 
     def step(forward: Any) -> Any:
@@ -92,15 +97,14 @@ def _train(spec: dict[str, Any]) -> tuple[serve.Run, dict[str, Any]]:
         for layer in dropouts:
             layer.p = 0.0
         before = net.features[0].weight.detach().clone()
-        loss = step(_forward(net)).item()
+        loss = step(_forward(net, spec["mode"])).item()
         change = (net.features[0].weight.detach() - before).numpy()
         change = np.transpose(change, (2, 3, 1, 0))  # OIHW -> HWIO
         facts = work.kept(spec, "torchvision", loss=loss, change=change)
         for layer in dropouts:
             layer.p = work.DROPOUT_RATE
-    forward = _forward(net)
-    if spec["mode"] == "compile":
-        forward = torch.compile(forward)
+        torch.compiler.reset()
+    forward = _forward(net, spec["mode"])
 
     def run(repetitions: int) -> None:
         for _ in range(repetitions):

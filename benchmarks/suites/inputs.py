@@ -3,9 +3,9 @@
 from benchmarks.pairs import Row
 from benchmarks.workers import Contender
 
-_PEERS = {
-    "tf.data": ("tf", "tf_input"),
-    "torchvision": ("torch", "torchvision_input"),
+_PEERS = {  # environment, module, and what images are to a view: the fastest counts
+    "tf.data": ("tf", "tf_input", ("tensors",)),
+    "torchvision": ("torch", "torchvision_input", ("Pillow", "tensors")),
 }
 _VIEWS = {  # title -> the view, and what resizes it here
     "train view, cv2": ("train", "cv2"),
@@ -27,26 +27,28 @@ def rows() -> list[Row]:
             spec["batches"] = count // _BATCH
             ours = Contender("vgg-flax", "ours", "ours_input", spec, cores=1)
             peers = {
-                name: Contender(name, environment, module, spec, cores=1)
-                for name, (environment, module) in _PEERS.items()
+                name: tuple(
+                    Contender(kind, environment, module, spec | {"images": kind}, 1)
+                    for kind in kinds[: None if view != "decode" else 1]
+                )
+                for name, (environment, module, kinds) in _PEERS.items()
             }
             if title == "train view, cv2":
                 decoding = spec | {"view": "decode"}
-                peers["decoding alone"] = Contender(
-                    "vgg-flax", "ours", "ours_input", decoding, cores=1
-                )
+                alone = Contender("vgg-flax", "ours", "ours_input", decoding, cores=1)
+                peers["decoding alone"] = (alone,)
             rows += [
                 Row(
                     "input",
                     f"{title}, {width}x{height}",
                     peer,
                     ours,
-                    (contender,),
+                    contenders,
                     amount=_BATCH,
                     unit="images/s a core",
                     tolerance=None if peer == "decoding alone" else _TOLERANCE,
                 )
-                for peer, contender in peers.items()
+                for peer, contenders in peers.items()
             ]
             if (title, width) == ("train view, cv2", 500):
                 augmented = spec | {"augment": "trivial"}

@@ -40,9 +40,13 @@ def test_a_second_start_finds_what_the_first_compiled(tmp_path: pathlib.Path) ->
     assert len(kept) == 1
     assert folder.stat().st_mode & 0o777 == 0o700  # nobody else's code is run
     # One that a killed process was writing: JAX would keep nothing beside it.
+    # Without a limit it notes no times of use, and all programs look like that.
     torn = folder / "jit_f-torn-cache"
     torn.write_bytes(b"torn")
     os.utime(torn, (time.time() - 3600,) * 2)
+    without = {"JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
+    assert start(tmp_path, "-c", PROGRAM, **without) == (0, "40.0 1\n", "")
+    assert torn.exists()
     assert start(tmp_path, "-c", PROGRAM) == (0, "40.0 1\n", "")
     assert {p.name: p.read_bytes() for p in folder.glob("*-cache")} == kept
 

@@ -16,6 +16,7 @@ _SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.1,
     "jax_compilation_cache_max_size": 2 * 2**30,
 }
+_UNLIMITED = -1  # to JAX, which then notes no times of use
 _TORN_SECONDS = 60.0
 
 
@@ -48,10 +49,11 @@ def set_up(wanted: bool) -> None:
     except (storage.StorageError, OSError) as error:
         console.say(f"compiled programs are not kept for the next start: {error}")
         return
-    _remove_torn(folder)
     for name, value in _SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+    if jax.config.values["jax_compilation_cache_max_size"] != _UNLIMITED:
+        _remove_torn(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
