@@ -166,12 +166,13 @@ def fastest(
         return row.theirs[0], {}
     trial: dict[str, float] = {}
     tried = row.trial or row
+    better: Any = min if tried.smaller_is_better else max
     for contender in tried.theirs:
         with session.worker(contender) as worker:
             n, one = sized(worker, seconds)
             values = [tried.figure(one, 1), tried.figure(worker(n), n)]
-        trial[contender.label] = (min if row.smaller_is_better else max)(values)
-    best = (min if row.smaller_is_better else max)(trial, key=lambda k: trial[k])
+        trial[contender.label] = better(values)
+    best = better(trial, key=lambda k: trial[k])
     return next(c for c in row.theirs if c.label == best), trial
 
 

@@ -3,6 +3,7 @@
 Nothing is timed: the contenders here are processes that answer with given values.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -110,6 +111,22 @@ def test_of_costs_less_is_ours_over_theirs(
     found = pairs.measure(make_row(log, amount=0), session(tmp_path), 3, 1.0)
     assert (found["ours"], found["theirs"]) == (2.0, 3.0)
     assert (found["ratio"], found["min"], found["max"]) == (2 / 3, 1 / 4, 2.0)
+
+
+@pytest.mark.parametrize("amount", [0, 10])
+def test_the_peers_best_is_the_fastest_of_the_trial(
+    log: pathlib.Path, tmp_path: pathlib.Path, amount: int
+) -> None:
+    """Of a row of costs too, such as memory's, whose trial is one of speed."""
+    (slow,) = make_row(log).theirs
+    fast, slow = (
+        dataclasses.replace(slow, label=label, spec=slow.spec | {"values": [value] * 9})
+        for label, value in (("fast", 1.0), ("slow", 2.0))
+    )
+    tried = dataclasses.replace(make_row(log), theirs=(slow, fast))
+    row = dataclasses.replace(tried, amount=amount, trial=tried)
+    best, trial = pairs.fastest(row, session(tmp_path), 1.0)
+    assert (best.label, trial) == ("fast", {"slow": 5.0, "fast": 10.0})
 
 
 def test_repetitions_fill_the_time_that_is_wanted() -> None:
