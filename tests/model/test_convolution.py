@@ -238,8 +238,9 @@ def test_a_reduction_computes_no_matmul_itself(
     assert all("ENTRY" in text or " reduce(" not in text for text in of_matmuls)
 
 
-def test_an_explicit_mesh_gets_xlas_own() -> None:
-    x, kernel, padding = operands("one block", "float32")
+@pytest.mark.parametrize("name", ["one block", "sliding"])
+def test_an_explicit_mesh_gets_xlas_own(name: str) -> None:
+    x, kernel, padding = operands(name, "float32")
     mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
         cut = jax.device_put(x, jax.NamedSharding(mesh, jax.P("d")))
