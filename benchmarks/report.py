@@ -188,6 +188,8 @@ def plot(results: Results, path: pathlib.Path) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes.minorticks_off()
     figures = [row[k] for _, row in rows for k in ("min", "max")] or [1.0]
+    for benchmark, row in rows:  # floors and goals are seen wherever they are
+        figures += targets.TARGETS.get((benchmark, row["name"], row["peer"]), ())
     axes.set_xlim(min(0.6, min(figures)) / 1.15, max(3.3, max(figures)) * 1.15)
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
