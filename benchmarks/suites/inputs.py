@@ -29,7 +29,7 @@ def rows() -> list[Row]:
             peers = {
                 name: tuple(
                     Contender(kind, environment, module, spec | {"images": kind}, 1)
-                    for kind in kinds[: None if view != "decode" else 1]
+                    for kind in (kinds[:1] if view == "decode" else kinds)
                 )
                 for name, (environment, module, kinds) in _PEERS.items()
             }

@@ -14,8 +14,8 @@ from vgg_flax.model import ordering, winograd
 # On CPU XLA's convolution of a 2x2 map, which is stage 5 of every net at 32 pixels,
 # takes up to 80 times as long as a matmul of its columns, at 1x1 ten times.
 _TINY = 2
-# Of the classifier's windows over a larger map, which dense evaluation has, it takes
-# 1.5 to 6 times as long. Elements of the columns, half a gigabyte in float32.
+# Of fc6's windows over a larger map, as in dense evaluation, it takes 1.5 to 8 times as
+# long. Elements of the columns, half a gigabyte in float32.
 MANY_COLUMNS = 1 << 27
 # With fewer multiply-adds XLA's own is soon done too, and sooner compiled: the default
 # recipe's layers.
