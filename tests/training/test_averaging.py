@@ -187,8 +187,11 @@ def test_the_best_steps_test_is_the_last_line(
         good, num_steps=18, optimizer__learning_rate=3.0, resume_with_changes=True
     )
     record = trainer.train_and_evaluate(bad, tmp_path)
-    assert record["step"] == 16
-    assert f"step 16, {tmp_path}" in capsys.readouterr().out.splitlines()[-1]
+    validated = [r for r in log.read_records(tmp_path) if r["split"] == "validation"]
+    best = max(validated, key=lambda r: r["top1"])["step"]
+    assert best <= 16 < validated[-1]["step"] == 18
+    assert record["step"] == best
+    assert f"step {best}, {tmp_path}" in capsys.readouterr().out.splitlines()[-1]
     last = trainer.train_and_evaluate(changed(bad, test_step="last"), tmp_path)
     assert last["step"] == 18
     assert last["top1"] < record["top1"]

@@ -203,9 +203,17 @@ def test_a_recipe_names_its_optimiser_and_a_run_needs_it(
 def test_a_run_by_an_optimiser_of_ones_own_is_that_of_the_same_by_name(
     config: Config, tmp_path: pathlib.Path
 ) -> None:
+    """Two programs, each of which rounds the gradients in its own way.
+
+    Adam makes a whole step even of a gradient that is rounding alone; with an epsilon
+    above that rounding it does not.
+    """
     custom = changed(config, optimizer__name="custom", num_steps=2)
-    named = changed(config, optimizer__weight_decay=1e-4, num_steps=2)
-    whole = optax.adamw(config.optimizer.learning_rate)  # decays by 1e-4
+    named = changed(
+        config, optimizer__weight_decay=0.1, optimizer__epsilon=1e-4, num_steps=2
+    )
+    rate = config.optimizer.learning_rate
+    whole = optax.adamw(rate, eps=1e-4, weight_decay=0.1)
     params = []
     for recipe, optimizer in ((custom, whole), (named, None)):
         workdir = tmp_path / recipe.optimizer.name
