@@ -55,7 +55,7 @@ def taps(variant: str, height: int, width: int) -> dict[str, tuple[int, ...]]:
 
 
 # Ours, where there is much to do, is XLA's or Winograd's, as the platform has it.
-MULTIPLY = ("conv_general_dilated", "convolution_3x3", "dot_general")
+MULTIPLY = ("conv_general_dilated", "convolution", "dot_general")
 
 
 def multiplications(variant: str) -> int:

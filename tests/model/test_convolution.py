@@ -38,15 +38,6 @@ def much_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "STRIP_BYTES", 1 << 23)
 
 
-def test_what_has_much_to_do_is_winograds() -> None:
-    names = ("one block", "a rest of images", "odd", "strips")
-    for name in SHAPES:
-        traced = jax.make_jaxpr(convolution.convolve, static_argnums=2)(
-            *operands(name, "float32")
-        )
-        assert ("convolution_3x3" in str(traced)) == (name in names), name
-
-
 def plain(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -62,6 +53,25 @@ def operands(name: str, dtype: str, more: int = 0) -> tuple[jax.Array, jax.Array
     x = draw((more,) * bool(more) + (batch, height, width, inputs), dtype, 1)
     kernel = draw((more,) * bool(more) + (side, side, inputs, outputs), dtype, 2)
     return x, kernel, padding
+
+
+def test_what_has_much_to_do_is_winograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        seen.append(x.shape)
+        return plain(x, kernel, "SAME")
+
+    monkeypatch.setattr(winograd, "convolve", convolve)
+    for name in SHAPES:
+        lowered(*operands(name, "float32"))
+    names = ("one block", "a rest of images", "odd", "strips")
+    assert seen == [SHAPES[name][:4] for name in names]
+
+
+def lowered(x: jax.Array, kernel: jax.Array, padding: str) -> str:
+    ours = jax.jit(lambda x, k: convolution.convolve(x, k, padding))
+    return ours.lower(x, kernel).as_text()
 
 
 def assert_close(ours: Any, expected: Any, bound: float) -> None:
@@ -133,6 +143,36 @@ def test_transformations_apply(transform: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["odd", "sliding", "one position", "every position", "tiny", "small"]
+)
+def test_it_is_linear_in_each(name: str) -> None:
+    """By `linear_transpose`, which takes no more: twice it is the function itself."""
+    x, kernel, padding = operands(name, "float32")
+    y = plain(x, kernel, padding)
+
+    def transposed(convolve: Callable[..., jax.Array]) -> Any:
+        def of_x(x: jax.Array) -> jax.Array:
+            return convolve(x, kernel, padding)
+
+        def of_kernel(kernel: jax.Array) -> jax.Array:
+            return convolve(x, kernel, padding)
+
+        def again(x: jax.Array) -> jax.Array:
+            to_x = jax.linear_transpose(of_x, x)
+            (z,) = jax.linear_transpose(lambda y: to_x(y)[0], y)(x)
+            return z
+
+        to_x, to_kernel = (
+            jax.linear_transpose(f, a)(y) for f, a in ((of_x, x), (of_kernel, kernel))
+        )
+        return to_x, to_kernel, again(x)
+
+    ours, expected = transposed(convolution.convolve), transposed(plain)
+    assert_close(ours, expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["a rest of images", "sliding", "tiny"])
+@pytest.mark.parametrize(
     "axes",
     [
         (0, None),
@@ -140,10 +180,10 @@ def test_transformations_apply(transform: str, name: str) -> None:
         pytest.param((0, 0), marks=pytest.mark.slow),
     ],
 )
-def test_vmap_applies(axes: tuple[int | None, int | None]) -> None:
+def test_vmap_applies(axes: tuple[int | None, int | None], name: str) -> None:
     """Over images, over kernels (an ensemble), over both; of the gradient too."""
     with jax.enable_x64(True):
-        x, kernel, padding = operands("a rest of images", "float64", more=2)
+        x, kernel, padding = operands(name, "float64", more=2)
         x, kernel = (
             a if axis == 0 else a[0] for a, axis in zip((x, kernel), axes, strict=True)
         )
@@ -152,6 +192,27 @@ def test_vmap_applies(axes: tuple[int | None, int | None]) -> None:
             return jax.vmap(gradient(function), axes)
 
         assert_close(*both(mapped, padding, x, kernel), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["one block", "sliding", "tiny"])
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_vmap_over_none_gives_none(
+    axes: tuple[int | None, int | None], name: str
+) -> None:
+    x, kernel, padding = operands(name, "float32")
+    x, kernel = (
+        jnp.zeros((0, *a.shape)) if axis == 0 else a
+        for a, axis in zip((x, kernel), axes, strict=True)
+    )
+    ours, expected = both(lambda f: jax.vmap(gradient(f), axes), padding, x, kernel)
+    shapes = jax.tree.map(jnp.shape, ours)
+    assert shapes == jax.tree.map(jnp.shape, expected)
+
+
+@pytest.mark.parametrize("edge", [5, 6])
+def test_a_map_smaller_than_its_window_has_no_position(edge: int) -> None:
+    x, kernel = jnp.ones((3, edge, 9, 8)), jnp.ones((7, 7, 8, 4))
+    assert convolution.convolve(x, kernel, "VALID").shape == (3, 0, 3, 4)
 
 
 def test_replicas_sum_the_gradient_of_a_shared_kernel_once() -> None:
@@ -199,15 +260,30 @@ def compiled(function: Callable[..., Any], *arguments: jax.Array) -> str:
     return jax.jit(function).lower(*arguments).compile().as_text()
 
 
+@pytest.mark.parametrize("is_mapped", [True, False])
 @pytest.mark.parametrize("is_xlas", [True, False])
 def test_columns_of_too_many_windows_are_not_made(
-    monkeypatch: pytest.MonkeyPatch, is_xlas: bool
+    monkeypatch: pytest.MonkeyPatch, is_xlas: bool, is_mapped: bool
 ) -> None:
-    """Of 110 windows in each of two images, 7 x 7 x 96 elements."""
+    """Of 110 windows in each of two images, 7 x 7 x 96 elements; of `vmap` too."""
     monkeypatch.setattr(convolution, "MANY_COLUMNS", 220 * 4704 - is_xlas)
     x, kernel, padding = operands("sliding", "float32")
-    text = compiled(lambda x, k: convolution.convolve(x, k, padding), x, kernel)
+
+    def convolve(x: jax.Array) -> jax.Array:
+        return convolution.convolve(x, kernel, padding)
+
+    text = (
+        compiled(jax.vmap(convolve), x[:, None]) if is_mapped else compiled(convolve, x)
+    )
     assert (" convolution(" in text) == is_xlas
+
+
+@pytest.mark.parametrize("name", ["one block", "sliding", "one position", "tiny"])
+def test_a_backward_pass_of_its_own_keeps_the_operands_alone(name: str) -> None:
+    x, kernel, padding = operands(name, "float32")
+    forward = jax.jit(lambda x, k: convolution.convolve(x, k, padding))
+    kept = jax.eval_shape(lambda x, k: jax.vjp(forward, x, k)[1], x, kernel)
+    assert sum(a.size for a in jax.tree.leaves(kept)) <= x.size + kernel.size
 
 
 @pytest.mark.parametrize(
@@ -254,16 +330,25 @@ def test_bfloat16_is_xlas_own() -> None:
     assert_close(*both(gradient, padding, x, kernel), 0)
 
 
-def test_an_export_may_leave_the_batch_open() -> None:
-    """XLA's own then, as nobody knows how much there is to do."""
-    x, kernel, padding = operands("a rest of images", "float32")
+@pytest.mark.parametrize(
+    "name", ["a rest of images", "sliding", "one position", "tiny"]
+)
+def test_an_export_may_leave_the_batch_open(name: str) -> None:
+    """And take a part of it, of which nobody knows that it is not none."""
+    x, kernel, padding = operands(name, "float32")
     (open_batch,) = jax.export.symbolic_shape("b")
-    step = jax.jit(gradient(lambda x, k: convolution.convolve(x, k, padding)))
-    exported = jax.export.export(step)(
+
+    def half(x: jax.Array, kernel: jax.Array) -> Any:
+        return gradient(lambda x, k: convolution.convolve(x, k, padding))(
+            x[: x.shape[0] // 2], kernel
+        )
+
+    exported = jax.export.export(jax.jit(half))(
         jax.ShapeDtypeStruct((open_batch, *x.shape[1:]), x.dtype), kernel
     )
-    ours = exported.call(x, kernel)
-    assert_close(ours, step(x, kernel), 1e-4)
+    assert_close(exported.call(x, kernel), half(x, kernel), 1e-4)
+    by_x, by_kernel = exported.call(x[:1], kernel)  # a half of one is none
+    assert by_x.shape[0] == 0 and not by_kernel.any()
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -1,4 +1,4 @@
-"""Compiling a replica's step leaves nothing behind that the step is in need of."""
+"""A replica's step: what compiling it leaves in memory, how far it runs ahead."""
 
 import platform
 
@@ -50,3 +50,32 @@ def test_what_compiling_took_of_memory_is_given_back() -> None:
         assert ended.code == 0, ended
         kept.append(float(ended.out))
     assert kept[0] < 0.1 * kept[1]
+
+
+# Nothing is read until the end: 32 steps under way are all that jaxlib has room for.
+STEPS = """
+import jax, jax.numpy as jnp
+from vgg_flax import parallel
+
+def step(state, batch):
+    total = jax.lax.psum((batch @ batch).sum(), parallel.AXIS_NAME)
+    return {"steps": state["steps"] + 1}, {"total": total}
+
+state = parallel.replicate({"steps": jnp.int32(0)})
+batch = parallel.shard(jnp.ones((1024, 512)) / 512)
+mapped = parallel.pmap_step(step, donate_state=True)
+compiled = COMPILE
+for number in range(100):
+    state, metrics = compiled(state, batch)
+print(state["steps"], metrics["total"])
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["mapped", "parallel.compile_step(mapped, state, batch)"]
+)
+def test_steps_of_which_nothing_is_read_end_on_several_cpus(how: str) -> None:
+    process = processes.start_python([("-c", STEPS.replace("COMPILE", how))], devices=2)
+    ended = processes.finish(process[0])
+    assert ended.code == 0, ended
+    assert ended.out.split() == ["100", "1024.0"]

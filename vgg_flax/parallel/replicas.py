@@ -5,6 +5,7 @@ get one here. Every process feeds its own devices; the mapped axis runs over the
 of all of them.
 """
 
+import collections
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vgg_flax.parallel.ahead import ahead
 
 AXIS_NAME = "batch"
+
+_MOST_UNDER_WAY = 4  # of steps on several CPUs
 
 Devices = Sequence[Any]  # of jax.Device, which type checkers take for a variable
 
@@ -32,7 +35,8 @@ def pmap_step(
     """Maps `step(state, batch)` over devices: state unmapped, batch cut on axis 0.
 
     What `step` returns must be equal on all replicas (psum or pmean it): `out_axes`
-    of None takes the first replica's value and checks nothing.
+    of None takes the first replica's value and checks nothing. A call returns before
+    the step is done; on several CPUs it waits when several of them are under way.
 
     Args:
       step: a function for one replica, with collectives over `AXIS_NAME`.
@@ -43,15 +47,52 @@ def pmap_step(
       devices: of this and all other processes; None: all there are.
     """
     if state_axes is not None and jax.process_count() > 1:
-        return _pmap_flat(step, donate_state, state_axes, batch_axes, devices)
-    return jax.pmap(
-        step,
-        axis_name=AXIS_NAME,
-        in_axes=(state_axes, batch_axes),
-        out_axes=(state_axes, None) if donate_state else None,
-        donate_argnums=(0,) if donate_state else (),
-        devices=devices,
-    )
+        mapped = _pmap_flat(step, donate_state, state_axes, batch_axes, devices)
+    else:
+        mapped = jax.pmap(
+            step,
+            axis_name=AXIS_NAME,
+            in_axes=(state_axes, batch_axes),
+            out_axes=(state_axes, None) if donate_state else None,
+            donate_argnums=(0,) if donate_state else (),
+            devices=devices,
+        )
+    here = jax.local_devices() if devices is None else devices
+    is_paced = len(here) > 1 and here[0].platform == "cpu"
+    return _Paced(mapped, donate_state) if is_paced else mapped
+
+
+class _Paced:
+    """A mapped step, or a compiled one, of whose calls few are under way at once.
+
+    jaxlib 0.10 starts steps on several CPUs by the threads that compute them: once more
+    than 32 are asked for, these wait for room, so that none of those is ever done, and
+    after a minute the process ends.
+    """
+
+    def __init__(self, step: Any, donates_state: bool) -> None:
+        self._step = step
+        self._donates_state = donates_state
+        self._under_way: collections.deque[jax.Array] = collections.deque()
+
+    def __call__(self, state: Any, batch: Any) -> Any:
+        if len(self._under_way) == _MOST_UNDER_WAY:
+            oldest = self._under_way.popleft()
+            if not oldest.is_deleted():  # by the caller
+                jax.block_until_ready(oldest)
+        out = self._step(state, batch)
+        # One array tells for all, and is kept until then: a small one, and none of the
+        # state, which the next step takes over.
+        leaves = jax.tree.leaves(out[1] if self._donates_state else out)
+        self._under_way.append(min(leaves, key=lambda leaf: leaf.nbytes))
+        return out
+
+    def lower(self, state: Any, batch: Any) -> Any:
+        return self._step.lower(state, batch)
+
+    def compiled(self, step: Any) -> "_Paced":
+        """This one's `lower(...).compile()`."""
+        return _Paced(step, self._donates_state)
 
 
 def _pmap_flat(
@@ -100,7 +141,7 @@ def compile_step(mapped: Any, state: Any, batch: Any) -> Any:
         return mapped
     compiled = mapped.lower(state, batch).compile()
     _return_memory()
-    return compiled
+    return mapped.compiled(compiled) if isinstance(mapped, _Paced) else compiled
 
 
 def _return_memory() -> None:
