@@ -7,6 +7,7 @@ of all of them.
 
 import collections
 import ctypes
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -46,20 +47,35 @@ def pmap_step(
       batch_axes: of the batch, where some of it is not: a tuple of 0 and None.
       devices: of this and all other processes; None: all there are.
     """
+    make = functools.partial(_pmap, donate_state=donate_state, devices=devices)
     if state_axes is not None and jax.process_count() > 1:
-        mapped = _pmap_flat(step, donate_state, state_axes, batch_axes, devices)
+        mapped = _flat(step, make, donate_state, state_axes, batch_axes)
     else:
-        mapped = jax.pmap(
-            step,
-            axis_name=AXIS_NAME,
-            in_axes=(state_axes, batch_axes),
-            out_axes=(state_axes, None) if donate_state else None,
-            donate_argnums=(0,) if donate_state else (),
-            devices=devices,
-        )
-    here = jax.local_devices() if devices is None else devices
+        mapped = make(step, state_axes, batch_axes)
+    here = [
+        device
+        for device in devices or jax.local_devices()
+        if device.process_index == jax.process_index()
+    ]
     is_paced = len(here) > 1 and here[0].platform == "cpu"
     return _Paced(mapped, donate_state) if is_paced else mapped
+
+
+def _pmap(
+    step: Callable[..., Any],
+    state_axes: Any,
+    batch_axes: Any,
+    donate_state: bool,
+    devices: Devices | None,
+) -> Any:
+    return jax.pmap(
+        step,
+        axis_name=AXIS_NAME,
+        in_axes=(state_axes, batch_axes),
+        out_axes=(state_axes, None) if donate_state else None,
+        donate_argnums=(0,) if donate_state else (),
+        devices=devices,
+    )
 
 
 class _Paced:
@@ -73,18 +89,26 @@ class _Paced:
     def __init__(self, step: Any, donates_state: bool) -> None:
         self._step = step
         self._donates_state = donates_state
-        self._under_way: collections.deque[jax.Array] = collections.deque()
+        # Of jax.Array, whose `is_ready` type checkers do not know.
+        self._under_way: collections.deque[Any] = collections.deque()
 
     def __call__(self, state: Any, batch: Any) -> Any:
-        if len(self._under_way) == _MOST_UNDER_WAY:
-            oldest = self._under_way.popleft()
+        while self._under_way:
+            oldest = self._under_way[0]
             if not oldest.is_deleted():  # by the caller
-                jax.block_until_ready(oldest)
+                if len(self._under_way) == _MOST_UNDER_WAY:
+                    jax.block_until_ready(oldest)
+                elif not oldest.is_ready():
+                    break
+            self._under_way.popleft()
         out = self._step(state, batch)
         # One array tells for all, and is kept until then: a small one, and none of the
         # state, which the next step takes over.
         leaves = jax.tree.leaves(out[1] if self._donates_state else out)
-        self._under_way.append(min(leaves, key=lambda leaf: leaf.nbytes))
+        if leaves:
+            self._under_way.append(min(leaves, key=lambda leaf: leaf.nbytes))
+        else:  # there is nothing to ask later
+            jax.block_until_ready(out)
         return out
 
     def lower(self, state: Any, batch: Any) -> Any:
@@ -95,14 +119,18 @@ class _Paced:
         return _Paced(step, self._donates_state)
 
 
-def _pmap_flat(
+def _flat(
     step: Callable[..., Any],
+    make: Callable[[Callable[..., Any], Any, Any], Any],
     donate_state: bool,
     state_axes: Any,
     batch_axes: Any,
-    devices: Devices | None,
 ) -> Callable[[Any, Any], Any]:
-    """`pmap_step` in several processes: there pmap hashes axes, and dicts have none."""
+    """`pmap_step` in several processes: there pmap hashes axes, and dicts have none.
+
+    Args:
+      make: of a step, the axes of its state and of its batch, the mapped one.
+    """
     axes = tuple(jax.tree.leaves(state_axes, is_leaf=lambda axis: axis is None))
     made: list[Any] = []  # the mapped step, once the state's structure is known
 
@@ -114,16 +142,7 @@ def _pmap_flat(
             return (tuple(jax.tree.leaves(out[0])), out[1]) if donate_state else out
 
         if not made:
-            made.append(
-                jax.pmap(
-                    flat,
-                    axis_name=AXIS_NAME,
-                    in_axes=(axes, batch_axes),
-                    out_axes=(axes, None) if donate_state else None,
-                    donate_argnums=(0,) if donate_state else (),
-                    devices=devices,
-                )
-            )
+            made.append(make(flat, axes, batch_axes))
         out = made[0](tuple(leaves), batch)
         return (structure.unflatten(out[0]), out[1]) if donate_state else out
 
